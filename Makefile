@@ -1,0 +1,54 @@
+# Every target installs what it needs into .venv. `make help` lists the targets.
+PYTHON ?= python3
+VENV   := .venv
+PY     := $(VENV)/bin/python
+STAMP  := $(VENV)/.installed
+ONNX_PINNED := 1.21.0
+CASES  := .cache/onnx-$(ONNX_PINNED)
+PIP    := $(PY) -m pip install -q --disable-pip-version-check
+
+.PHONY: help demo test check unit conformance zoo bench gpu-check docs clean
+
+help:            ## list the targets
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 16
+
+$(STAMP): pyproject.toml
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -c 'import torch' 2>/dev/null || $(PIP) torch==2.13.0
+	$(PIP) -e '.[dev]'
+	touch $@
+
+$(CASES)/.done: $(STAMP)
+	mkdir -p $(CASES)
+	$(PIP) --no-deps --upgrade --target $(CASES) onnx==$(ONNX_PINNED)
+	touch $@
+
+demo: $(STAMP)   ## build two models, check them, show accuracy and speed
+	$(PY) -m venturi demo
+
+test: check unit ## everything CI runs
+
+check: $(STAMP)  ## lint, types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+unit: $(STAMP) $(CASES)/.done  ## all tests that need no GPU
+	VENTURI_VERIFY=2 $(PY) -m pytest -n 2 --dist worksteal -m 'not gpu'
+
+conformance: $(STAMP) $(CASES)/.done  ## the ONNX conformance table beside onnxruntime
+	$(PY) -m benchmarks.conformance --peer
+
+zoo: $(STAMP)    ## build and check every architecture of the zoo
+	$(PY) -m benchmarks.zoo
+
+bench: $(STAMP)  ## the CPU benchmark table
+	$(PY) -m benchmarks.cpu
+
+gpu-check: $(STAMP)  ## tests marked gpu (needs an NVIDIA GPU)
+	$(PY) -m pytest -m gpu
+
+docs: $(STAMP)   ## regenerate docs/operators.md and docs/env.md
+	$(PY) -m benchmarks.write_docs
+
+clean:           ## remove what make created
+	rm -rf $(VENV) .cache build *.egg-info

@@ -1,0 +1,102 @@
+"""`vt.build` and `vt.load`: the two functions most users need."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from venturi.core.knobs import check_environment
+from venturi.core.log import CallbackHandler, LogCallback, logger
+from venturi.core.progress import ProgressCallback, report
+from venturi.engine.builder import compile_model, resolve_device
+from venturi.engine.config import BuildConfig, Profile
+from venturi.engine.engine import Engine, load_engine
+from venturi.frontends.sources import import_model
+
+
+def build(
+    source: Any,
+    example: Any = None,
+    *,
+    device: str | None = None,
+    precision: str | None = None,
+    profiles: Sequence[Profile] | Profile | None = None,
+    budget: float | None = None,
+    opt_level: int | None = None,
+    timing_cache: str | Path | None = None,
+    strict: bool | None = None,
+    refit: bool | None = None,
+    strip: bool | None = None,
+    config: BuildConfig | None = None,
+    dynamic_shapes: Any = None,
+    progress: ProgressCallback | None = None,
+    logger: LogCallback | None = None,
+) -> Engine:
+    """Compile a model into an engine for this machine.
+
+    Args:
+        source: ONNX path, bytes or proto, onnx_ir.Model, vt.Network, nn.Module or ExportedProgram.
+        example: inputs for torch modules: a tensor, a tuple, or a mapping of keyword inputs.
+        device: "auto" or "cpu".
+        precision: "model" (as typed), "fp32", "fp16", "bf16". Inputs and outputs keep the model's types.
+        profiles: shape ranges of dynamic inputs; the first one's optimum is tuned for.
+        budget: seconds of tuning; without one, every candidate is timed.
+        opt_level: 0 (first tactic that matches, no timing) to 5 (longest timing); default 3.
+        timing_cache: JSON file; default ~/.cache/venturi/timing.json.
+        strict: refuse Regions that only the reference can compute.
+        refit: keep the source model inside the engine, so that weights can be replaced later.
+        strip: the saved file carries no weights; they are given at load.
+        config: defaults for all of the above.
+        dynamic_shapes: as torch.export takes it.
+        progress: called with ProgressEvents; returning False cancels.
+        logger: called with (level, message) for every log record of this build.
+
+    Raises:
+        ModelError, ShapeError, TuningError, DeviceError, or VenturiError (code CONFIG) for bad options.
+    """
+    check_environment()
+    given: dict[str, Any] = {
+        "device": device, "precision": precision, "budget": budget, "opt_level": opt_level,
+        "timing_cache": timing_cache, "strict": strict, "refit": refit, "strip": strip,
+    }  # fmt: skip
+    changes = {k: v for k, v in given.items() if v is not None}
+    if profiles is not None:
+        changes["profiles"] = (profiles,) if isinstance(profiles, Profile) else tuple(profiles)
+    settings = BuildConfig.create(config, **changes)
+    resolve_device(settings.device)
+    with _logging_to(logger):
+        report(progress, "import", 0, 1)
+        model = import_model(source, example, dynamic_shapes)
+        report(progress, "import", 1, 1)
+        kept = model.clone() if settings.refit or settings.strip else None
+        return Engine(compile_model(model, settings, progress), settings, kept)
+
+
+def load(path: str | Path, *, weights: Mapping[str, Any] | str | Path | None = None, verify: bool = True) -> Engine:
+    """Open an engine file. Raises EngineError when it is damaged or of another format.
+
+    `weights` (a dict of arrays by source name, or the ONNX file) fills a stripped engine. `verify=False` skips the
+    checksum of the whole file.
+    """
+    check_environment()
+    return load_engine(path, weights=weights, verify=verify)
+
+
+class _logging_to:
+    """Adds a callback to the venturi logger for the length of a build."""
+
+    def __init__(self, callback: LogCallback | None) -> None:
+        self._handler = None if callback is None else CallbackHandler(callback)
+        self._level = logger.level
+
+    def __enter__(self) -> None:
+        if self._handler is not None:
+            logger.addHandler(self._handler)
+            logger.setLevel(logging.DEBUG)
+
+    def __exit__(self, *exc: object) -> None:
+        if self._handler is not None:
+            logger.removeHandler(self._handler)
+            logger.setLevel(self._level)

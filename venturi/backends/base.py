@@ -1,0 +1,208 @@
+"""The seam between graph and machine: RegionView (what to compute), Tactic (a way to do it), Kernel (ready to run)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from venturi.backends.reference.program import attribute_value
+from venturi.ir.build import get_attr, subgraphs
+from venturi.ir.region import body_of, is_region, kind_of, members, source_names
+from venturi.ops.table import OpContext, find_op
+
+Config = Mapping[str, Any]
+T = torch.Tensor
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """Something to call with a Region's dynamic inputs, in order.
+
+    `run` returns the output, or a tuple of outputs. `run_out`, where there is one, writes the single output into a
+    given tensor instead. Neither mutates its inputs; both are thread-safe.
+    """
+
+    run: Callable[..., Any]
+    run_out: Callable[..., None] | None = None
+
+
+class RegionView:
+    """A Region (or a single node) with its weights as stored tensors.
+
+    Values are seen from inside: `inputs` are the body's formal inputs, `constant(v)` gives the weight behind one.
+    """
+
+    def __init__(self, node: ir.Node, weights: Mapping[str, Any]) -> None:
+        self.node = node
+        self.weights = weights
+        self.nodes = members(node)
+        self.kind = kind_of(node) if is_region(node) else node.op_type
+        outer = list(node.inputs)
+        self.formal = list(body_of(node).inputs) if is_region(node) else outer
+        self._outer = dict(zip(self.formal, outer)) if is_region(node) else {v: v for v in outer if v is not None}
+        self.dynamic = [v for v in self.formal if v is not None and self.constant(v) is None]
+        self.outputs = list(body_of(node).outputs) if is_region(node) else list(node.outputs)
+
+    @property
+    def name(self) -> str:
+        return self.node.name or ""
+
+    @property
+    def anchor(self) -> ir.Node:
+        return self.nodes[0]
+
+    @property
+    def sources(self) -> list[str]:
+        return source_names(self.node)
+
+    def outer(self, value: ir.Value) -> ir.Value | None:
+        """The value of the graph behind a formal input."""
+        return self._outer.get(value)
+
+    def constant(self, value: ir.Value | None) -> Any:
+        """The stored weight behind an input, or None when it is computed."""
+        if value is None:
+            return None
+        outer = self._outer.get(value)
+        return self.weights.get(outer.name or "") if outer is not None else None
+
+    def position(self, value: ir.Value | None) -> int | None:
+        """Index of a formal input among the dynamic ones."""
+        return next((i for i, v in enumerate(self.dynamic) if v is value), None)
+
+    def attrs(self, node: ir.Node) -> dict[str, Any]:
+        return {k: attribute_value(a) for k, a in node.attributes.items() if a.type != ir.AttributeType.GRAPH}
+
+    def signature(self) -> str:
+        """What the Region computes, without names: operators, attributes, wiring, constant shapes and types."""
+        number = {v: i for i, v in enumerate(self.formal) if v is not None}
+        parts = []
+        for node in self.nodes:
+            for v in node.outputs:
+                number[v] = len(number)
+            wires = ",".join("_" if v is None else str(number.get(v, "?")) for v in node.inputs)
+            attrs = ",".join(f"{k}={_attr_text(node, k)}" for k in sorted(node.attributes))
+            parts.append(f"{node.domain}:{node.op_type}({wires}){{{attrs}}}x{len(node.outputs)}")
+        constants = [f"{tuple(c.shape)}{c.dtype}" for v in self.formal if (c := self.constant(v)) is not None]
+        return ";".join(parts) + "|" + ",".join(constants)
+
+
+def _attr_text(node: ir.Node, name: str) -> str:
+    if subgraphs(node):
+        return node.name or ""
+    value = get_attr(node, name)
+    if getattr(value, "dtype", None) == ir.DataType.STRING:
+        return repr(value.numpy().tolist())
+    if hasattr(value, "tobytes"):
+        return hashlib.sha256(value.tobytes()).hexdigest()[:12]
+    return repr(value)
+
+
+class Tactic(Protocol):
+    """One way to compute Regions. Tactics are stateless; `name` is unique within a backend."""
+
+    name: str
+
+    def match(self, region: RegionView) -> list[Config] | str:
+        """The configurations worth timing, best guess first, or the reason why this tactic cannot serve."""
+        ...
+
+    def bind(self, region: RegionView, config: Config) -> Kernel:
+        """Prepare weights and return the kernel. Called once a load; may take milliseconds, not seconds."""
+        ...
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A device's ordered tactics: preferred first, the reference last."""
+
+    name: str
+    tactics: tuple[Tactic, ...]
+    _by_name: dict[str, Tactic] = field(default_factory=dict)
+
+    def tactic(self, name: str) -> Tactic | None:
+        if not self._by_name:
+            self._by_name.update({t.name: t for t in self.tactics})
+        return self._by_name.get(name)
+
+
+def op_context(node: ir.Node) -> OpContext:
+    return OpContext(
+        tuple(None if v is None else v.dtype for v in node.inputs),
+        tuple(v.dtype for v in node.outputs),
+        len(node.outputs),
+        node.name or "",
+    )
+
+
+def region_ulps(region: RegionView) -> float:
+    """Accepted error of the Region: the sum over its nodes, since each may add its own."""
+    total = 0.0
+    for node in region.nodes:
+        op = find_op(node.domain, node.op_type)
+        total += op.ulps if op is not None else 64.0
+    return total
+
+
+def tolerance(ulps: float, dtype: torch.dtype) -> float:
+    """Relative to the largest magnitude: half types round once or twice at the end and accumulate in fp32."""
+    if dtype in (torch.float16, torch.bfloat16):
+        return min(ulps, 4.0) * torch.finfo(dtype).eps + ulps * torch.finfo(torch.float32).eps
+    if dtype.is_floating_point:
+        return ulps * torch.finfo(dtype).eps
+    return 0.0
+
+
+def disagreement(got: Any, want: Any, ulps: float) -> str | None:
+    """Why `got` is not an acceptable value for `want`, or None. NaN must meet NaN, infinities must be equal."""
+    got_list = list(got) if isinstance(got, tuple) else [got]
+    want_list = list(want) if isinstance(want, tuple) else [want]
+    for g, w in zip(got_list, want_list):
+        if isinstance(w, torch.Tensor):
+            if not isinstance(g, torch.Tensor) or g.shape != w.shape or g.dtype != w.dtype:
+                return f"got {_describe(g)}, expected {_describe(w)}"
+            reason = _tensor_disagreement(g, w, ulps)
+            if reason:
+                return reason
+    return None
+
+
+def _describe(x: Any) -> str:
+    return f"{x.dtype} {list(x.shape)}" if isinstance(x, torch.Tensor) else type(x).__name__
+
+
+def _tensor_disagreement(got: T, want: T, ulps: float) -> str | None:
+    if want.numel() == 0:
+        return None
+    if want.dtype.itemsize == 1 and want.dtype.is_floating_point:
+        got, want = got.float(), want.float()
+    if not (want.dtype.is_floating_point or want.dtype.is_complex):
+        different = int((got != want).sum()) if want.dtype not in (torch.uint16, torch.uint32, torch.uint64) else int(
+            np.sum(got.numpy() != want.numpy())
+        )
+        limit = 1 if ulps >= 1 and want.dtype != torch.bool else 0
+        if different and limit and not want.dtype.is_complex:
+            different = int(((got.to(torch.int64) - want.to(torch.int64)).abs() > limit).sum())
+        return f"{different} of {want.numel()} integers differ" if different else None
+    finite = torch.isfinite(want)
+    same_special = torch.equal(torch.nan_to_num(got[~finite], 7.0, 8.0, 9.0), torch.nan_to_num(want[~finite], 7.0, 8.0, 9.0))
+    if not same_special:
+        return "NaN or infinity in different places"
+    if not bool(finite.any()):
+        return None
+    w, g = want[finite].double(), got[finite].double()
+    bound = tolerance(ulps, want.dtype) * float(w.abs().max()) + torch.finfo(want.dtype).tiny
+    error = float((g - w).abs().max())
+    return f"max error {error:.3g} exceeds {bound:.3g} ({ulps:g} ulps)" if not error <= bound else None
+
+
+def dynamic_args(region: RegionView, args: Sequence[Any]) -> list[Any]:
+    """All inputs of the Region in order: constants filled in between the dynamic ones."""
+    stream = iter(args)
+    return [None if v is None else c if (c := region.constant(v)) is not None else next(stream) for v in region.formal]

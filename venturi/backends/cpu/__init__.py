@@ -1,0 +1,1 @@
+"""The CPU backend: ATen and oneDNN calls with weights prepared once, timed against each other."""

@@ -1,0 +1,26 @@
+"""The ordered tactics of the CPU. The reference is last and takes everything."""
+
+from __future__ import annotations
+
+from venturi.backends.base import Backend
+from venturi.backends.cpu.tactics.attention import SdpaAttention
+from venturi.backends.cpu.tactics.conv import AtenConv, OneDnnConv
+from venturi.backends.cpu.tactics.gemm import AtenLinear, AtenMatMul, OneDnnLinear
+from venturi.backends.cpu.tactics.pointwise import InPlaceBody, OutPointwise
+from venturi.backends.cpu.tactics.reference import Reference
+
+CPU = Backend(
+    "cpu",
+    (
+        OneDnnConv(),
+        AtenConv(channels_last=True),
+        AtenConv(channels_last=False),
+        OneDnnLinear(),
+        AtenLinear(),
+        AtenMatMul(),
+        SdpaAttention(),
+        InPlaceBody(),
+        OutPointwise(),
+        Reference(),
+    ),
+)

@@ -1,0 +1,43 @@
+"""Probes for oneDNN's fused primitives inside torch. They are not public API: used only where a trial call works."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+
+@functools.cache
+def has_fused_conv() -> bool:
+    """Whether torch.ops.mkldnn._convolution_pointwise and its weight reorder run here."""
+    try:
+        x = torch.zeros(1, 4, 4, 4).to(memory_format=torch.channels_last)
+        w = torch.zeros(4, 4, 1, 1)
+        packed = torch.ops.mkldnn._reorder_convolution_weight(w, [0, 0], [1, 1], [1, 1], 1, [1, 4, 4, 4])
+        y = torch.ops.mkldnn._convolution_pointwise(x, packed, None, [0, 0], [1, 1], [1, 1], 1, "relu", [], "")
+        return bool(y.shape == (1, 4, 4, 4))
+    except (RuntimeError, AttributeError):
+        return False
+
+
+@functools.cache
+def has_fused_linear() -> bool:
+    """Whether torch.ops.mkldnn._linear_pointwise and its weight reorder run here."""
+    try:
+        packed = torch.ops.mkldnn._reorder_linear_weight(torch.zeros(4, 4), 2)
+        y = torch.ops.mkldnn._linear_pointwise(torch.zeros(2, 4), packed, None, "relu", [], "")
+        return bool(y.shape == (2, 4))
+    except (RuntimeError, AttributeError):
+        return False
+
+
+@functools.cache
+def computes(dtype: torch.dtype) -> bool:
+    """Whether oneDNN computes natively in this type on this CPU."""
+    if dtype == torch.float32:
+        return torch.backends.mkldnn.is_available()
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if dtype == torch.float16:
+        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    return False

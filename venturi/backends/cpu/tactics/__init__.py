@@ -1,0 +1,1 @@
+"""One file a family of Regions; each class is one way to compute them."""

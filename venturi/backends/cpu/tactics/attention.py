@@ -1,0 +1,77 @@
+"""Attention through torch's tiled kernel, which never stores the score matrix."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from venturi.backends.base import Config, Kernel, RegionView, dynamic_args
+from venturi.backends.cpu.tactics.reference import Reference
+from venturi.ops.attention import merge_heads, repeat_heads, split_heads
+
+T = torch.Tensor
+
+
+class SdpaAttention:
+    """Standard Attention with one output, no cache, no soft cap; boolean or additive mask."""
+
+    name = "aten-sdpa"
+
+    def match(self, region: RegionView) -> list[Config] | str:
+        node = region.node
+        if node.op_type != "Attention" or node.domain:
+            return "not Attention"
+        attrs = region.attrs(node)
+        if len([v for v in node.outputs if v.name and (v.uses() or v.is_graph_output())]) > 1:
+            return "more than the attention output is read"
+        if len(node.inputs) > 4 and any(v is not None for v in node.inputs[4:]):
+            return "cache or padding inputs"
+        odd = [k for k in ("softcap", "softmax_precision") if attrs.get(k)]
+        odd += [k for k in ("left_window_size", "right_window_size") if attrs.get(k, -1) >= 0]
+        if odd:
+            return f"attributes {', '.join(odd)}"
+        if attrs.get("is_causal") and len(node.inputs) > 3 and node.inputs[3] is not None:
+            return "causal and a mask"
+        if len({v.dtype for v in node.inputs[:3] if v is not None}) != 1:
+            return "mixed types"
+        return [{}]
+
+    def bind(self, region: RegionView, config: Config) -> Kernel:
+        attrs = region.attrs(region.node)
+        causal, scale = bool(attrs.get("is_causal", 0)), attrs.get("scale")
+        q_heads, kv_heads = attrs.get("q_num_heads"), attrs.get("kv_num_heads")
+        reference = Reference().bind(region, {}).run
+
+        def run(*args: Any) -> T:
+            inputs = dynamic_args(region, args)
+            q, k, v = inputs[0], inputs[1], inputs[2]
+            mask = inputs[3] if len(inputs) > 3 else None
+            flat = q.dim() == 3
+            q, k, v = split_heads(q, q_heads), split_heads(k, kv_heads), split_heads(v, kv_heads)
+            if q.numel() == 0 or k.numel() == 0 or (causal and q.shape[2] > k.shape[2]):
+                result = reference(*args)
+                return result[0] if isinstance(result, tuple) else result  # type: ignore[no-any-return]
+            if mask is not None:
+                mask = _fit(mask, q, k)
+            k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
+            y = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=causal, scale=scale if scale is not None else 1 / math.sqrt(q.shape[-1])
+            )
+            return merge_heads(y) if flat else y
+
+        return Kernel(run)
+
+
+def _fit(mask: T, q: T, k: T) -> T:
+    """Pad a short mask, and make it 4-D so that every kernel of torch takes it."""
+    missing = k.shape[2] - mask.shape[-1]
+    if missing > 0:
+        mask = F.pad(mask, [0, missing], value=False if mask.dtype == torch.bool else -math.inf)
+    if mask.dtype != torch.bool:
+        mask = mask.to(q.dtype)
+    while mask.dim() < 4:
+        mask = mask[None]
+    return mask

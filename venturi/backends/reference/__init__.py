@@ -1,0 +1,1 @@
+"""The interpreter: graphs executed by the operator table's torch references."""

@@ -1,0 +1,1 @@
+"""L0: what every layer may use: errors, knobs, registry, log, progress, fingerprint."""

@@ -1,0 +1,230 @@
+"""From an imported model to an engine: passes, then one tactic per Region, chosen on real values."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from venturi.backends.base import Kernel, RegionView
+from venturi.backends.cpu.backend import CPU
+from venturi.core.errors import DeviceError, VenturiError
+from venturi.core.log import logger
+from venturi.core.progress import ProgressCallback, report
+from venturi.engine.config import BuildConfig, Profile
+from venturi.engine.plan import Plan, Step, TensorSpec
+from venturi.ir.build import static_shape
+from venturi.ops.table import find_op
+from venturi.ops.tensors import STORAGE, to_torch
+from venturi.passes.pipeline import run_pipeline
+from venturi.passes.rewriting import PassContext
+from venturi.runtime.executable import Executable, link, reads_of
+from venturi.tuning.cache import TimingCache, default_path
+from venturi.tuning.tuner import Choice, Tuner
+
+_ERRORS = (RuntimeError, IndexError, ValueError, TypeError, AttributeError, AssertionError, KeyError, VenturiError)
+
+
+@dataclass(frozen=True)
+class Built:
+    """Everything an engine is made of."""
+
+    model: ir.Model
+    plan: Plan
+    weights: Mapping[str, Any]
+    executable: Executable
+
+
+def resolve_device(device: str) -> str:
+    """auto and cpu are the CPU. Raises DeviceError for devices this build has no backend for."""
+    if device in ("auto", "cpu"):
+        return "cpu"
+    if device.startswith("cuda"):
+        raise DeviceError(f"device {device!r}: the CUDA backend is not built yet; use device='cpu'")
+    raise DeviceError(f"unknown device {device!r}; known: auto, cpu")
+
+
+def compile_model(model: ir.Model, config: BuildConfig, progress: ProgressCallback | None = None) -> Built:
+    """Run the passes on `model` (in place) and plan it for the configured device."""
+    device = resolve_device(config.device)
+    check_profiles(model.graph, config.profiles)
+    ctx = PassContext(precision=config.precision)
+    pass_ms = run_pipeline(model, ctx, progress=progress)
+    weights = stored_weights(model.graph)
+    start = time.perf_counter()
+    cache = TimingCache(config.timing_cache if config.timing_cache is not None else default_path())
+    tuner = Tuner(CPU, cache, config.opt_level, config.budget, config.strict)
+    profile = config.profiles[0] if config.profiles else None
+    examples = None if config.opt_level == 0 else example_inputs(model.graph, profile, config.seed)
+    steps, kernels = _plan_steps(model.graph, weights, tuner, examples, progress)
+    try:
+        cache.save()
+    except OSError as exc:
+        logger.warning("the timing cache %s could not be saved: %s", cache.path, exc)
+    plan = Plan(
+        device,
+        config.precision,
+        tuple(spec_of(v) for v in model.graph.inputs),
+        tuple(spec_of(v) for v in model.graph.outputs),
+        tuple(steps),
+        tuple(p.to_json() for p in config.profiles),
+        {} if examples is None else {n: list(x.shape) for n, x in examples.items() if hasattr(x, "shape")},
+        {k: v for k, v in ctx.rewrites.items() if v},
+        {"passes": round(sum(pass_ms.values()), 2), "planning": round((time.perf_counter() - start) * 1e3, 2)},
+    )
+    return Built(model, plan, weights, link(model.graph, steps, kernels, weights))
+
+
+def stored_weights(graph: ir.Graph) -> dict[str, Any]:
+    """Initializers as stored tensors by name, sharing memory with their source."""
+    found = {}
+    for name, value in graph.initializers.items():
+        if value.const_value is not None and not value.is_graph_input():
+            found[name] = to_torch(value.const_value.numpy(), value.const_value.dtype)
+    return found
+
+
+def spec_of(value: ir.Value) -> TensorSpec:
+    kind = "tensor"
+    if isinstance(value.type, ir.SequenceType):
+        kind = "sequence"
+    elif isinstance(value.type, ir.OptionalType):
+        kind = "optional"
+    shape = None
+    if value.shape is not None and kind == "tensor":
+        shape = tuple(d if isinstance(d, int) else d.value for d in value.shape)
+    dtype = value.dtype.name.lower() if value.dtype is not None else "undefined"
+    return TensorSpec(value.name or "", dtype, shape, kind)
+
+
+def check_profiles(graph: ir.Graph, profiles: tuple[Profile, ...]) -> None:
+    from venturi.core.errors import ShapeError
+    from venturi.core.registry import nearest
+
+    inputs = {v.name: v for v in graph.inputs if v.name}
+    for profile in profiles:
+        for name, (low, _, high) in profile.shapes.items():
+            if name not in inputs:
+                raise ShapeError(f"the profile names input {name!r}, the model has {sorted(inputs)}.{nearest(name, inputs)}")
+            shape = inputs[name].shape
+            if shape is None:
+                continue
+            if len(low) != len(shape):
+                raise ShapeError(f"profile of {name!r} has {len(low)} dimensions, the model's input has {len(shape)}")
+            for d, a, b in zip(shape, low, high):
+                if isinstance(d, int) and not a == b == d:
+                    raise ShapeError(f"profile of {name!r} is {list(low)}..{list(high)}, but the model fixes {list(map(str, shape))}")
+
+
+def example_inputs(graph: ir.Graph, profile: Profile | None, seed: int) -> dict[str, Any] | None:
+    """Random inputs at the profile's optimum; free dimensions without one are 1 (first axis) or 32.
+
+    Floats are normal, integers 0 or 1 so that they are valid indices of anything. None when an input is no tensor.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    sizes: dict[str, int] = {}
+    found = {}
+    for value in graph.inputs:
+        if not isinstance(value.type, ir.TensorType) or value.dtype not in STORAGE or value.shape is None:
+            return None
+        given = profile.shapes.get(value.name or "") if profile else None
+        shape = []
+        for i, d in enumerate(value.shape):
+            if isinstance(d, int):
+                shape.append(d)
+            elif given is not None:
+                shape.append(given[1][i])
+                sizes[str(d)] = given[1][i]
+            else:
+                shape.append(sizes.setdefault(str(d), 1 if i == 0 else 32))
+        storage = STORAGE[value.dtype]
+        if storage.is_floating_point or storage.is_complex:
+            found[value.name or ""] = torch.randn(shape, generator=generator).to(storage)
+        else:
+            found[value.name or ""] = torch.randint(0, 2, shape, generator=generator).to(storage)
+    return found
+
+
+def _plan_steps(
+    graph: ir.Graph, weights: Mapping[str, Any], tuner: Tuner, examples: dict[str, Any] | None, progress: ProgressCallback | None
+) -> tuple[list[Step], list[Kernel]]:
+    """Walk the graph once: choose a tactic on the values that the chosen kernels before it produced."""
+    nodes = list(graph)
+    env: dict[ir.Value, Any] = {}
+    if examples is not None:
+        env.update({v: examples[v.name or ""] for v in graph.inputs})
+        env.update({v: weights[n] for n, v in graph.initializers.items() if n in weights})
+    reads = [reads_of(n, weights) for n in nodes]
+    last = {v: i for i, values in enumerate(reads) for v in values}
+    steps, kernels = [], []
+    live = examples is not None
+    with torch.inference_mode():
+        for i, node in enumerate(nodes):
+            report(progress, "plan", i, len(nodes), node.name or "")
+            region = RegionView(node, weights)
+            args = [env.get(v) for v in reads[i]] if live else None
+            choice = tuner.choose(region, args if not _has_subgraphs(node) else None)
+            outputs: tuple[Any, ...] = ()
+            if live:
+                try:
+                    result = choice.kernel.run(*args)  # type: ignore[misc]
+                    outputs = result if isinstance(result, tuple) else (result,)
+                    env.update(zip(node.outputs, outputs))
+                except _ERRORS as exc:
+                    live = False
+                    logger.warning("random inputs fail at %s (%s): the rest is planned without timing", node.name, exc)
+            steps.append(_step(region, choice, args, outputs))
+            kernels.append(choice.kernel)
+            for value in [v for v in reads[i] if last[v] == i and not v.is_graph_output()]:
+                env.pop(value, None)
+    report(progress, "plan", len(nodes), len(nodes))
+    return steps, kernels
+
+
+def _has_subgraphs(node: ir.Node) -> bool:
+    from venturi.ir.build import subgraphs
+    from venturi.ir.region import is_region
+
+    return not is_region(node) and bool(subgraphs(node))
+
+
+def _step(region: RegionView, choice: Choice, args: list[Any] | None, outputs: tuple[Any, ...]) -> Step:
+    constants = [c for v in region.formal if isinstance(c := region.constant(v), torch.Tensor)]
+    moved = [t for t in (*(args or ()), *outputs, *constants) if isinstance(t, torch.Tensor)]
+    return Step(
+        region.name,
+        region.kind,
+        tuple(n.op_type for n in region.nodes),
+        choice.tactic,
+        choice.config,
+        tuple(region.sources),
+        choice.measurements,
+        _flops(region, args, outputs),
+        sum(t.nbytes for t in moved),
+    )
+
+
+def _flops(region: RegionView, args: list[Any] | None, outputs: tuple[Any, ...]) -> float:
+    """Work of the anchor at the tuned shapes; 0 when unknown."""
+    op = find_op(region.anchor.domain, region.anchor.op_type)
+    if op is None or op.flops is None or not outputs or args is None or not isinstance(outputs[0], torch.Tensor):
+        return 0.0
+    stream = dict(zip(region.dynamic, args))
+    shapes = []
+    for v in region.anchor.inputs:
+        x = None if v is None else region.constant(v) if region.constant(v) is not None else stream.get(v)
+        shapes.append(list(x.shape) if isinstance(x, torch.Tensor | np.ndarray) else static_shape(v) or [])
+    try:
+        return float(op.flops(shapes, [list(outputs[0].shape)], region.attrs(region.anchor)))
+    except (IndexError, KeyError):
+        return 0.0
+
+
+def rename_steps(graph: ir.Graph, plan: Plan) -> Plan:
+    """The same choices under the node names of `graph`."""
+    return replace(plan, steps=tuple(replace(s, name=n.name or "") for s, n in zip(plan.steps, graph)))

@@ -1,0 +1,325 @@
+"""The Engine: what `vt.build` and `vt.load` return. Runs, saves, inspects, refits."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from venturi.backends.cpu.backend import CPU
+from venturi.core.errors import EngineError, ShapeError
+from venturi.core.log import logger
+from venturi.core.registry import nearest
+from venturi.engine.artifact import SOURCE_WEIGHTS, WEIGHTS, open_artifact, save_artifact
+from venturi.engine.builder import Built, compile_model, rename_steps, stored_weights
+from venturi.engine.config import BuildConfig, Profile
+from venturi.engine.graph_file import pack_graph, set_weights, unpack_graph
+from venturi.engine.inspector import Report, make_report
+from venturi.engine.plan import Plan, TensorSpec
+from venturi.ops.tensors import STORAGE, to_numpy, to_torch
+from venturi.runtime.batching import Batching, Worker
+from venturi.runtime.context import Context
+from venturi.runtime.executable import bind_plan
+from venturi.runtime.profiler import Profiler
+
+
+class Engine:
+    """A compiled model. Thread-safe: concurrent calls run in contexts of their own, weights are shared.
+
+    `batching` joins `submit`ted requests along axis 0; it may be set before the first submit.
+    """
+
+    def __init__(self, built: Built, config: BuildConfig, source: ir.Model | None = None) -> None:
+        self._built = built
+        self._config = config
+        self._source = source
+        self._profiles = [Profile.from_dict(p) for p in built.plan.profiles]
+        self._idle: queue.LifoQueue[Context] = queue.LifoQueue()
+        self._seen: set[tuple[Any, ...]] = set()
+        self._dtypes = [_storage(s) for s in built.plan.inputs]
+        self._lock = threading.Lock()
+        self._worker: Worker | None = None
+        self.batching: Batching | None = None
+
+    @property
+    def plan(self) -> Plan:
+        return self._built.plan
+
+    @property
+    def inputs(self) -> list[TensorSpec]:
+        return list(self.plan.inputs)
+
+    @property
+    def outputs(self) -> list[TensorSpec]:
+        return list(self.plan.outputs)
+
+    def __call__(self, *args: Any) -> Any:
+        """Positional inputs → the output, or a tuple of outputs; numpy in gives numpy out, torch gives torch."""
+        if len(args) != len(self.plan.inputs):
+            raise ShapeError(f"the engine takes {len(self.plan.inputs)} inputs {[s.name for s in self.plan.inputs]}, got {len(args)}")
+        outputs = self._execute(list(args))
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Inputs by name → outputs by name. Raises ShapeError for wrong names, types or shapes."""
+        names = [s.name for s in self.plan.inputs]
+        unknown = [n for n in inputs if n not in names]
+        missing = [n for n in names if n not in inputs]
+        if unknown or missing:
+            hint = nearest(unknown[0], names) if unknown else ""
+            raise ShapeError(f"inputs must be {names}; missing {missing}, unknown {unknown}.{hint}")
+        outputs = self._execute([inputs[n] for n in names])
+        return {s.name: o for s, o in zip(self.plan.outputs, outputs)}
+
+    def submit(self, inputs: Mapping[str, Any]) -> Future[dict[str, Any]]:
+        """Queue a request; its Future gives `run`'s result. Raises RequestError when the queue is full."""
+        with self._lock:
+            if self._worker is None:
+                self._worker = Worker(self.run, self.batching)
+        return self._worker.submit(inputs)
+
+    @contextmanager
+    def context(self, profile: int = 0) -> Iterator[EngineContext]:
+        """A context of the caller's own, with its own arena, limited to one profile's shapes."""
+        if self._profiles and not 0 <= profile < len(self._profiles):
+            raise ShapeError(f"profile {profile} does not exist; the engine has {len(self._profiles)}")
+        yield EngineContext(self, Context(self._built.executable), profile if self._profiles else None)
+
+    def close(self) -> None:
+        """Finish queued requests and stop the submit thread. The engine stays usable."""
+        with self._lock:
+            worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.close()
+
+    def _execute(self, args: list[Any], context: Context | None = None, profile: int | None = None) -> list[Any]:
+        stored = self._accept(args, profile)
+        if context is not None:
+            outputs = context.run(stored)
+        else:
+            try:
+                own = self._idle.get_nowait()
+            except queue.Empty:
+                own = Context(self._built.executable)
+            try:
+                outputs = own.run(stored)
+            finally:
+                self._idle.put(own)
+        if any(isinstance(a, torch.Tensor) for a in args):
+            return outputs
+        return [to_numpy(o, _logical(s)) for o, s in zip(outputs, self.plan.outputs)]
+
+    def _accept(self, args: list[Any], profile: int | None) -> list[Any]:
+        """Stored inputs, checked against the interface; shapes already seen skip the shape checks."""
+        stored = []
+        for spec, dtype, arg in zip(self.plan.inputs, self._dtypes, args):
+            if isinstance(arg, np.ndarray) and spec.kind == "tensor":
+                arg = to_torch(arg, _logical(spec) if arg.dtype.kind not in "OUST" else None)
+            elif not isinstance(arg, torch.Tensor) and spec.kind == "tensor":
+                arg = to_torch(np.asarray(arg, dtype=_numpy(spec)), _logical(spec))
+            elif spec.kind != "tensor" and isinstance(arg, list):
+                arg = [to_torch(a) if isinstance(a, np.ndarray) else a for a in arg]
+            elif spec.kind != "tensor" and isinstance(arg, np.ndarray):
+                arg = to_torch(arg)
+            if dtype is not None and isinstance(arg, torch.Tensor) and arg.dtype != dtype and spec.kind == "tensor":
+                raise ShapeError(f"input {spec.name!r} must be {spec.dtype}, got {str(arg.dtype).removeprefix('torch.')}; cast it first")
+            stored.append(arg)
+        key = (profile, *(tuple(a.shape) if hasattr(a, "shape") else None for a in stored))
+        if key not in self._seen:
+            self._check_shapes(stored, profile)
+            if len(self._seen) < 4096:
+                self._seen.add(key)
+        return stored
+
+    def _check_shapes(self, stored: list[Any], profile: int | None) -> None:
+        sizes: dict[str, tuple[int, str]] = {}
+        for spec, x in zip(self.plan.inputs, stored):
+            if spec.shape is None or not hasattr(x, "shape"):
+                continue
+            want, got = list(spec.shape), list(x.shape)
+            if len(want) != len(got) or any(isinstance(w, int) and w != g for w, g in zip(want, got)):
+                raise ShapeError(f"input {spec.name!r} must have shape {want}, got {got}")
+            for w, g in zip(want, got):
+                if isinstance(w, str) and sizes.setdefault(w, (g, spec.name))[0] != g:
+                    raise ShapeError(f"dimension {w!r} is {sizes[w][0]} in input {sizes[w][1]!r} but {g} in {spec.name!r}")
+        if not self._profiles:
+            return
+        chosen = self._profiles if profile is None else [self._profiles[profile]]
+        named = [(s.name, list(x.shape)) for s, x in zip(self.plan.inputs, stored) if hasattr(x, "shape")]
+        if not any(all(p.admits(n, shape) for n, shape in named) for p in chosen):
+            ranges = "; ".join(str(p.to_json()) for p in chosen)
+            raise ShapeError(f"shapes {dict(named)} lie outside every profile: {ranges}")
+
+    def profile(self, inputs: Mapping[str, Any], runs: int = 10) -> Report:
+        """Run `runs` times with a clock around every step; the report has the medians and their source nodes."""
+        args = self._accept([inputs[s.name] for s in self.plan.inputs], None)
+        context = Context(self._built.executable)
+        context.run(args)
+        context.profiler = Profiler()
+        for _ in range(runs):
+            context.run(args)
+        binding = context.binding_of(args)
+        return make_report(self.plan, context.profiler.medians_us(len(self.plan.steps)), binding)
+
+    def inspect(self) -> Report:
+        """Layers, tactics, times measured at build, memory. `str()` is a table, `.to_json()` data."""
+        return make_report(self.plan)
+
+    def save(self, path: str | Path, *, strip: bool | None = None) -> None:
+        """Write the engine file atomically. `strip` leaves the weights out (they are given again at load).
+
+        Raises EngineError when the file cannot be written; an existing file is then untouched.
+        """
+        strip = self._config.strip if strip is None else strip
+        graph, weights = pack_graph(self._built.model, WEIGHTS)
+        entries: dict[str, Any] = {"graph.onnx": [graph]}
+        if not strip:
+            entries[WEIGHTS] = weights
+        if self._source is not None or strip:
+            if self._source is None:
+                raise EngineError("a stripped engine must be built with refit=True or strip=True")
+            source_graph, source_weights = pack_graph(self._source, SOURCE_WEIGHTS)
+            entries["source.onnx"] = [source_graph]
+            if not strip:
+                entries[SOURCE_WEIGHTS] = source_weights
+        options = {k: getattr(self._config, k) for k in ("precision", "opt_level", "refit", "strip")}
+        save_artifact(path, self.plan, entries, {"stripped": strip, "options": options})
+
+    def refit(self, weights: Mapping[str, Any] | str | Path) -> None:
+        """Replace weights by their names in the source model, from arrays or from a new ONNX file of the same model.
+
+        Tactics stay as tuned. Must not run concurrently with inference. Raises EngineError unless built with
+        refit=True, and for unknown names or other shapes; the engine is unchanged then.
+        """
+        if self._source is None:
+            raise EngineError("this engine keeps no source model; build it with refit=True")
+        source = self._source.clone()
+        given = weights if isinstance(weights, Mapping) else _weights_of(weights)
+        if not isinstance(weights, Mapping):
+            given = {n: w for n, w in given.items() if n in source.graph.initializers}
+        set_weights(source, given)
+        built = _rebuild(source, self.plan, self._config)
+        self._source, self._built = source, built
+        self._idle = queue.LifoQueue()
+
+
+class EngineContext:
+    """What `engine.context()` yields: runs in one context, within one profile."""
+
+    def __init__(self, engine: Engine, context: Context, profile: int | None) -> None:
+        self._engine = engine
+        self._context = context
+        self._profile = profile
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        outputs = self._engine._execute([inputs[s.name] for s in self._engine.inputs], self._context, self._profile)
+        return {s.name: o for s, o in zip(self._engine.outputs, outputs)}
+
+    @property
+    def arena_bytes(self) -> int:
+        """Bytes this context holds for intermediate results."""
+        return self._context.arena_bytes
+
+
+def _storage(spec: TensorSpec) -> torch.dtype | None:
+    logical = _logical(spec)
+    return STORAGE.get(logical) if logical is not None else None
+
+
+def _logical(spec: TensorSpec) -> ir.DataType | None:
+    found = ir.DataType[spec.dtype.upper()]
+    return None if found == ir.DataType.UNDEFINED else found
+
+
+def _numpy(spec: TensorSpec) -> Any:
+    logical = _logical(spec)
+    return None if logical is None or logical == ir.DataType.STRING else logical.numpy()
+
+
+def _weights_of(path: str | Path) -> dict[str, Any]:
+    from venturi.frontends.onnx_import import import_onnx
+
+    return {n: v.const_value.numpy() for n, v in import_onnx(path).graph.initializers.items() if v.const_value is not None}
+
+
+def _rebuild(source: ir.Model, plan: Plan, config: BuildConfig) -> Built:
+    """Passes again on the new weights, then the old choices; tuned anew only when the graph came out different."""
+    from venturi.passes.pipeline import run_pipeline
+    from venturi.passes.rewriting import PassContext
+
+    model = source.clone()
+    run_pipeline(model, PassContext(precision=config.precision))
+    nodes = list(model.graph)
+    if [tuple(s.ops) for s in plan.steps] == [_ops(n) for n in nodes]:
+        renamed = rename_steps(model.graph, plan)
+        weights = stored_weights(model.graph)
+        return Built(model, renamed, weights, bind_plan(model.graph, renamed.steps, weights, CPU))
+    logger.warning("the new weights change the optimized graph; planning it again")
+    return compile_model(source.clone(), config)
+
+
+def _ops(node: ir.Node) -> tuple[str, ...]:
+    from venturi.ir.region import members
+
+    return tuple(n.op_type for n in members(node))
+
+
+def load_engine(path: str | Path, *, weights: Mapping[str, Any] | str | Path | None = None, verify: bool = True) -> Engine:
+    """Open an engine file: checks the seal, maps the weights, binds the kernels. Raises EngineError.
+
+    `weights` (arrays by source name, or the ONNX file) is needed for stripped engines and refits others.
+    """
+    loaded = open_artifact(path, verify=verify)
+    container, plan = loaded.container, loaded.plan
+    options = loaded.manifest.get("options", {})
+    config = BuildConfig.create(None, **{k: v for k, v in options.items() if k in BuildConfig.model_fields})
+    where = str(path)
+    if loaded.manifest.get("stripped"):
+        if weights is None:
+            raise EngineError("the engine is stripped: pass weights=<the ONNX file or a dict of arrays>", where=where)
+        source = _restore_source(container.entry("source.onnx"), weights, where)
+        return Engine(_rebuild(source, plan, config), config, source)
+    model, stored = unpack_graph(container.entry("graph.onnx"), container.entry(WEIGHTS), where)
+    built = Built(model, plan, stored, _bind(model, plan, stored, where))
+    kept = None
+    if "source.onnx" in container.entries:
+        kept, _ = unpack_graph(container.entry("source.onnx"), container.entry(SOURCE_WEIGHTS), where)
+    engine = Engine(built, config, kept)
+    if weights is not None:
+        engine.refit(weights)
+    return engine
+
+
+def _bind(model: ir.Model, plan: Plan, stored: Mapping[str, Any], where: str) -> Any:
+    from venturi.core.errors import mapped
+
+    with mapped(where, EngineError):
+        return bind_plan(model.graph, plan.steps, stored, CPU)
+
+
+def _restore_source(data: memoryview, weights: Mapping[str, Any] | str | Path, where: str) -> ir.Model:
+    import onnx
+
+    model = ir.from_proto(onnx.ModelProto.FromString(bytes(data)))
+    given = weights if isinstance(weights, Mapping) else _weights_of(weights)
+    missing = []
+    for name, value in model.graph.initializers.items():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            if name not in given:
+                missing.append(name)
+                continue
+            array = np.asarray(given[name])
+            if list(array.shape) != list(value.const_value.shape):
+                raise EngineError(f"weight {name!r} has shape {list(value.const_value.shape)}, got {list(array.shape)}", where=where)
+            value.const_value = ir.Tensor(array, dtype=value.const_value.dtype, name=name)
+    if missing:
+        raise EngineError(f"{len(missing)} weights are missing: {missing[:10]}", where=where)
+    return model

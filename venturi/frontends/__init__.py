@@ -1,0 +1,1 @@
+"""L3: importers. Each ends in one onnx-ir model at the fixed opset."""

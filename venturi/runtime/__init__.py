@@ -1,0 +1,1 @@
+"""L4: runs Plans. Knows no builder, passes or frontends."""

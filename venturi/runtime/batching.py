@@ -1,0 +1,118 @@
+"""Joins concurrent requests into batches along axis 0: bounded queue, bounded delay."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from venturi.core.errors import RequestError
+
+Outputs = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Batching:
+    """At most `max_batch` rows a run, at most `max_delay_ms` of waiting for more, at most `max_queue` requests waiting."""
+
+    max_batch: int = 8
+    max_delay_ms: float = 2.0
+    max_queue: int = 1024
+
+
+@dataclass
+class _Request:
+    inputs: Mapping[str, Any]
+    rows: int
+    key: tuple[Any, ...]
+    future: Future[Outputs]
+
+
+class Worker:
+    """One thread that serves `submit`. With `batching`, requests of equal row shape and type run together."""
+
+    def __init__(self, run: Callable[[Mapping[str, Any]], Outputs], batching: Batching | None) -> None:
+        self._run = run
+        self._batching = batching
+        self._queue: queue.Queue[_Request | None] = queue.Queue(batching.max_queue if batching else 1024)
+        self._held: _Request | None = None
+        self._thread = threading.Thread(target=self._loop, name="venturi-submit", daemon=True)
+        self._thread.start()
+
+    def submit(self, inputs: Mapping[str, Any]) -> Future[Outputs]:
+        """Raises RequestError when the queue is full."""
+        future: Future[Outputs] = Future()
+        shapes = {n: np.shape(x) for n, x in inputs.items()}
+        rows = {s[0] if s else -1 for s in shapes.values()}
+        key = tuple((n, s[1:], str(getattr(inputs[n], "dtype", ""))) for n, s in sorted(shapes.items()))
+        count = rows.pop() if len(rows) == 1 else -1
+        try:
+            self._queue.put_nowait(_Request(dict(inputs), count, key, future))
+        except queue.Full:
+            raise RequestError(f"the queue is full ({self._queue.maxsize} requests wait); try again later") from None
+        return future
+
+    def close(self) -> None:
+        """Finish what is queued, then stop."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _loop(self) -> None:
+        while True:
+            first = self._held or self._queue.get()
+            self._held = None
+            if first is None:
+                return
+            group, closing = self._gather(first)
+            self._serve(group)
+            if closing:
+                return
+
+    def _gather(self, first: _Request) -> tuple[list[_Request], bool]:
+        group = [first]
+        if self._batching is None or first.rows < 1:
+            return group, False
+        deadline = time.monotonic() + self._batching.max_delay_ms / 1e3
+        total = first.rows
+        while total < self._batching.max_batch:
+            try:
+                item = self._queue.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                break
+            if item is None:
+                return group, True
+            if item.key != first.key or item.rows < 1 or total + item.rows > self._batching.max_batch:
+                self._held = item
+                break
+            group.append(item)
+            total += item.rows
+        return group, False
+
+    def _serve(self, group: list[_Request]) -> None:
+        live = [r for r in group if r.future.set_running_or_notify_cancel()]
+        if not live:
+            return
+        try:
+            if len(live) == 1:
+                live[0].future.set_result(self._run(live[0].inputs))
+                return
+            joined = {n: np.concatenate([np.asarray(r.inputs[n]) for r in live]) for n in live[0].inputs}
+            outputs = self._run(joined)
+            total = sum(r.rows for r in live)
+            if any(np.ndim(o) == 0 or np.shape(o)[0] != total for o in outputs.values()):
+                raise RequestError("an output has no batch axis, so requests cannot be batched; set batching to None")
+            start = 0
+            for request in live:
+                part = {n: o[start : start + request.rows] for n, o in outputs.items()}
+                start += request.rows
+                request.future.set_result(part)
+        except BaseException as exc:
+            for request in live:
+                if not request.future.done():
+                    request.future.set_exception(exc)

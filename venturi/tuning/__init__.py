@@ -1,0 +1,1 @@
+"""L4: times candidate kernels on the machine and remembers the answers."""

@@ -1,0 +1,103 @@
+"""The timing cache: a readable JSON file from problem to measured candidates. Mergeable, editable, never required."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from venturi.core import knobs
+from venturi.core.errors import TuningError
+from venturi.core.fingerprint import cpu_name, num_physical_threads, versions
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Median and spread of one candidate, or why it was rejected (`reason`)."""
+
+    tactic: str
+    config: dict[str, Any]
+    median_us: float | None = None
+    spread_us: float = 0.0
+    reason: str = ""
+
+
+def machine_key(device: str = "cpu") -> dict[str, str]:
+    """Everything outside the problem that may change a time."""
+    return {"device": device, "cpu": cpu_name(), "threads": str(num_physical_threads()), **versions()}
+
+
+def default_path() -> Path:
+    folder = knobs.CACHE.get()
+    return (Path(folder) if folder else Path.home() / ".cache" / "venturi") / "timing.json"
+
+
+class TimingCache:
+    """Entries of this machine; those of other machines in the file are kept untouched."""
+
+    def __init__(self, path: str | Path | None = None) -> None:
+        self.path = None if path is None else Path(path)
+        self.hits = 0
+        self.misses = 0
+        self._machine = json.dumps(machine_key(), sort_keys=True)
+        self._all: dict[str, dict[str, list[dict[str, Any]]]] = {}
+        if self.path is not None and self.path.exists():
+            self._all = _read(self.path)
+        self._mine = self._all.setdefault(self._machine, {})
+        self._dirty = False
+
+    def get(self, problem: str) -> list[Measurement] | None:
+        found = self._mine.get(problem)
+        self.hits += found is not None
+        self.misses += found is None
+        return None if found is None else [Measurement(**m) for m in found]
+
+    def put(self, problem: str, measurements: list[Measurement]) -> None:
+        self._mine[problem] = [asdict(m) for m in measurements]
+        self._dirty = True
+
+    def merge(self, other: TimingCache) -> None:
+        """Take over entries this cache lacks, of all machines."""
+        for machine, entries in other._all.items():
+            mine = self._all.setdefault(machine, {})
+            for problem, found in entries.items():
+                mine.setdefault(problem, found)
+        self._dirty = True
+
+    def save(self) -> None:
+        """Write atomically: a temporary file beside the target, then a rename. Does nothing when nothing changed."""
+        if self.path is None or not self._dirty:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists():
+            with contextlib.suppress(TuningError):
+                for machine, entries in _read(self.path).items():
+                    self._all[machine] = entries | self._all.get(machine, {})
+                self._mine = self._all[self._machine]
+        text = json.dumps({"format": FORMAT, "machines": self._all}, indent=1, sort_keys=True)
+        handle, name = tempfile.mkstemp(dir=self.path.parent, suffix=".tmp")
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+        os.replace(name, self.path)
+        self._dirty = False
+
+
+def _read(path: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    try:
+        data = json.loads(path.read_text())
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise ValueError(f"format {data.get('format') if isinstance(data, dict) else '?'}, expected {FORMAT}")
+        machines = data["machines"]
+        for entries in machines.values():
+            for found in entries.values():
+                for m in found:
+                    Measurement(**m)
+        return dict(machines)
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as exc:
+        raise TuningError(f"the timing cache is not readable: {exc}. Delete it or pass another one", where=str(path)) from exc

@@ -1,0 +1,144 @@
+"""Chooses a tactic for every Region: candidates are bound, verified against the reference, timed, remembered."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from venturi.backends.base import Backend, Config, Kernel, RegionView, Tactic, disagreement, region_ulps
+from venturi.core.errors import TuningError, VenturiError
+from venturi.core.log import logger
+from venturi.tuning.cache import Measurement, TimingCache
+from venturi.tuning.timer import CpuTimer
+
+REPEATS = {0: 0, 1: 3, 2: 5, 3: 7, 4: 15, 5: 30}
+REFERENCE = "reference"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen for a Region and what it was chosen from."""
+
+    tactic: str
+    config: dict[str, Any]
+    kernel: Kernel
+    measurements: tuple[Measurement, ...]
+
+
+@dataclass
+class Tuner:
+    """`level` 0 takes the first tactic that matches; above, candidates are timed until `budget_s` is spent."""
+
+    backend: Backend
+    cache: TimingCache
+    level: int = 3
+    budget_s: float | None = None
+    strict: bool = False
+    timer: CpuTimer = field(default_factory=CpuTimer)
+    started: float = field(default_factory=time.perf_counter)
+
+    def choose(self, region: RegionView, args: Sequence[Any] | None) -> Choice:
+        """`args` are the Region's dynamic inputs at the tuned shape; None tunes by preference alone."""
+        candidates, rejected = self._candidates(region)
+        if not candidates:
+            raise TuningError("no tactic accepts this Region: " + "; ".join(f"{m.tactic}: {m.reason}" for m in rejected), where=region.name)
+        names = {t.name for t, _ in candidates}
+        if self.strict and names == {REFERENCE}:
+            raise TuningError("strict mode: only the reference can compute this Region; " + "; ".join(f"{m.tactic}: {m.reason}" for m in rejected), where=region.name)
+        if self.level == 0 or args is None or len(candidates) == 1:
+            return self._first(region, candidates, rejected)
+        problem = region.signature() + "@" + ",".join(_describe(a) for a in args)
+        known = self.cache.get(problem)
+        if known is not None:
+            choice = self._from_cache(region, candidates, known)
+            if choice is not None:
+                return choice
+        return self._measure(region, args, candidates, rejected, problem)
+
+    def _candidates(self, region: RegionView) -> tuple[list[tuple[Tactic, Config]], list[Measurement]]:
+        candidates: list[tuple[Tactic, Config]] = []
+        rejected = []
+        for tactic in self.backend.tactics:
+            found = tactic.match(region)
+            if isinstance(found, str):
+                rejected.append(Measurement(tactic.name, {}, reason=found))
+            else:
+                candidates.extend((tactic, c) for c in found)
+        return candidates, rejected
+
+    def _first(self, region: RegionView, candidates: list[tuple[Tactic, Config]], rejected: list[Measurement]) -> Choice:
+        tactic, config = candidates[0]
+        others = [Measurement(t.name, dict(c), reason="not timed") for t, c in candidates[1:]]
+        chosen = Measurement(tactic.name, dict(config), reason="first match" if others else "only match")
+        return Choice(tactic.name, dict(config), tactic.bind(region, config), (chosen, *others, *rejected))
+
+    def _from_cache(self, region: RegionView, candidates: list[tuple[Tactic, Config]], known: list[Measurement]) -> Choice | None:
+        """None when the cache knows other candidates than there are now."""
+        timed = [m for m in known if m.median_us is not None]
+        seen = {(m.tactic, repr(sorted(m.config.items()))) for m in known}
+        if not timed or any((t.name, repr(sorted(c.items()))) not in seen for t, c in candidates):
+            return None
+        best = min(timed, key=lambda m: (m.median_us or 0.0, m.tactic))
+        tactic = self.backend.tactic(best.tactic)
+        if tactic is None:
+            return None
+        return Choice(best.tactic, best.config, tactic.bind(region, best.config), tuple(known))
+
+    def _measure(
+        self,
+        region: RegionView,
+        args: Sequence[Any],
+        candidates: list[tuple[Tactic, Config]],
+        rejected: list[Measurement],
+        problem: str,
+    ) -> Choice:
+        reference_kernel = candidates[-1][0].bind(region, candidates[-1][1])
+        want = reference_kernel.run(*args)
+        ulps = region_ulps(region)
+        measured: list[tuple[Measurement, Kernel]] = []
+        out_of_time = False
+        for tactic, config in candidates:
+            if measured and self._spent():
+                rejected.append(Measurement(tactic.name, dict(config), reason="budget spent"))
+                out_of_time = True
+                continue
+            try:
+                kernel = reference_kernel if tactic.name == REFERENCE else tactic.bind(region, config)
+                reason = disagreement(kernel.run(*args), want, ulps) if kernel is not reference_kernel else None
+            except (RuntimeError, ValueError, TypeError, IndexError, VenturiError) as exc:
+                reason = f"failed: {str(exc).splitlines()[0] if str(exc) else type(exc).__name__}"
+            if reason:
+                logger.debug("%s: %s rejected: %s", region.name, tactic.name, reason)
+                rejected.append(Measurement(tactic.name, dict(config), reason=reason))
+                continue
+            beat = min((m.median_us or 0.0 for m, _ in measured), default=None)
+            timing = self.timer.time(lambda k=kernel: k.run(*args), REPEATS[self.level], self._deadline(), beat)  # type: ignore[misc]
+            measured.append((Measurement(tactic.name, dict(config), round(timing.median_us, 2), round(timing.spread_us, 2)), kernel))
+        best, kernel = min(measured, key=lambda m: (m[0].median_us or 0.0, m[0].tactic))
+        measurements = [m for m, _ in sorted(measured, key=lambda m: m[0].median_us or 0.0)] + rejected
+        if not out_of_time:
+            self.cache.put(problem, measurements)
+        return Choice(best.tactic, best.config, kernel, tuple(measurements))
+
+    def _spent(self) -> bool:
+        return self.budget_s is not None and time.perf_counter() - self.started > self.budget_s
+
+    def _deadline(self) -> float:
+        return float("inf") if self.budget_s is None else self.started + self.budget_s
+
+
+def _describe(x: Any) -> str:
+    """Type, shape and layout of an argument: what its speed may depend on."""
+    if not isinstance(x, torch.Tensor):
+        return type(x).__name__
+    if x.is_contiguous():
+        layout = ""
+    elif x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        layout = "nhwc"
+    else:
+        layout = f"{tuple(x.stride())}"
+    return f"{str(x.dtype).removeprefix('torch.')}{list(x.shape)}{layout}"
