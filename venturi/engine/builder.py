@@ -13,12 +13,15 @@ import torch
 
 from venturi.backends.base import Kernel, RegionView
 from venturi.backends.cpu.backend import CPU
-from venturi.core.errors import DeviceError, VenturiError
+from venturi.core.errors import DeviceError, ShapeError, VenturiError
 from venturi.core.log import logger
 from venturi.core.progress import ProgressCallback, report
+from venturi.core.registry import nearest
 from venturi.engine.config import BuildConfig, Profile
 from venturi.engine.plan import Plan, Step, TensorSpec
-from venturi.ir.build import static_shape
+from venturi.ir.build import static_shape, subgraphs
+from venturi.ir.dtypes import dtype_name
+from venturi.ir.region import is_region
 from venturi.ops.table import find_op
 from venturi.ops.tensors import STORAGE, to_torch
 from venturi.passes.pipeline import run_pipeline
@@ -98,14 +101,10 @@ def spec_of(value: ir.Value) -> TensorSpec:
     shape = None
     if value.shape is not None and kind == "tensor":
         shape = tuple(d if isinstance(d, int) else d.value for d in value.shape)
-    dtype = value.dtype.name.lower() if value.dtype is not None else "undefined"
-    return TensorSpec(value.name or "", dtype, shape, kind)
+    return TensorSpec(value.name or "", dtype_name(value.dtype), shape, kind)
 
 
 def check_profiles(graph: ir.Graph, profiles: tuple[Profile, ...]) -> None:
-    from venturi.core.errors import ShapeError
-    from venturi.core.registry import nearest
-
     inputs = {v.name: v for v in graph.inputs if v.name}
     for profile in profiles:
         for name, (low, _, high) in profile.shapes.items():
@@ -187,9 +186,6 @@ def _plan_steps(
 
 
 def _has_subgraphs(node: ir.Node) -> bool:
-    from venturi.ir.build import subgraphs
-    from venturi.ir.region import is_region
-
     return not is_region(node) and bool(subgraphs(node))
 
 

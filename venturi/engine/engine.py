@@ -24,6 +24,7 @@ from venturi.engine.config import BuildConfig, Profile
 from venturi.engine.graph_file import pack_graph, set_weights, unpack_graph
 from venturi.engine.inspector import Report, make_report
 from venturi.engine.plan import Plan, TensorSpec
+from venturi.ir.dtypes import dtype_from_name
 from venturi.ops.tensors import STORAGE, to_numpy, to_torch
 from venturi.runtime.batching import Batching, Worker
 from venturi.runtime.context import Context
@@ -235,7 +236,7 @@ def _storage(spec: TensorSpec) -> torch.dtype | None:
 
 
 def _logical(spec: TensorSpec) -> ir.DataType | None:
-    found = ir.DataType[spec.dtype.upper()]
+    found = dtype_from_name(spec.dtype)
     return None if found == ir.DataType.UNDEFINED else found
 
 

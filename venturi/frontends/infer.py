@@ -17,6 +17,7 @@ import onnx_ir as ir
 import torch
 
 from venturi.backends.reference.program import node_function
+from venturi.core.errors import ShapeError
 from venturi.ir.build import subgraphs
 from venturi.ir.region import is_region
 from venturi.ops.table import CONTROL, DATA_DEPENDENT, RANDOM, find_op
@@ -206,3 +207,26 @@ def _uniform(node: ir.Node, inputs: list[Any]) -> list[Any]:
     if is_region(node) or node.op_type not in _SHAPED_BY_VALUES:
         return [x if x is None else x.to("meta") for x in inputs]
     return [x if x is None or i else x.to("meta") for i, x in enumerate(inputs)]
+
+
+def check_node(node: ir.Node) -> None:
+    """Type a node that was just made; raises ShapeError when its operator refuses the input shapes or types."""
+    symbols = Symbols()
+    env = {v: _given(v, symbols, 1) for v in node.inputs if v is not None}
+    if any(v is not None and env[v] is None for v in node.inputs):
+        return
+    op = find_op(node.domain, node.op_type)
+    if op is None or {CONTROL, DATA_DEPENDENT} & op.traits:
+        infer_node(node)
+        return
+    inputs = [None if v is None else env[v] for v in node.inputs]
+    real = all(x is None or x.device.type != "meta" for x in inputs)
+    try:
+        with torch.inference_mode():
+            node_function(node, device="cpu" if real else "meta")(*_uniform(node, inputs))
+    except NotImplementedError:
+        return
+    except Exception as exc:
+        shapes = ", ".join(f"{v.name}: [{', '.join(map(str, v.shape or ()))}]" for v in node.inputs if v is not None)
+        raise ShapeError(f"{node.op_type} refuses ({shapes}): {str(exc).splitlines()[0]}", where=node.name or "") from exc
+    infer_node(node)

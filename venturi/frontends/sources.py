@@ -17,9 +17,9 @@ def import_model(source: Any, example: Any = None, dynamic_shapes: Any = None) -
 
     Raises ModelError for anything else, naming what is accepted.
     """
-    pass
+    from venturi.frontends.network import Network
 
-    if False:
+    if isinstance(source, Network):
         return import_onnx(source.to_model())
     if isinstance(source, str | Path | bytes | bytearray | onnx.ModelProto | ir.Model):
         return import_onnx(source)

@@ -23,6 +23,24 @@ def precision_dtype(name: str) -> DT:
     return _PRECISION[name]
 
 
+_NAMES = {DT.FLOAT: "float32", DT.DOUBLE: "float64"}
+_BY_NAME = {_NAMES.get(d, d.name.lower()): d for d in DT}
+
+
+def dtype_name(dtype: DT | None) -> str:
+    """numpy-style name: float32, bfloat16, int64, string, undefined."""
+    return "undefined" if dtype is None else _NAMES.get(dtype, dtype.name.lower())
+
+
+def dtype_from_name(name: str) -> DT | None:
+    """The inverse of dtype_name; None for names that are no type."""
+    return _BY_NAME.get(name)
+
+
+def dtype_names() -> list[str]:
+    return list(_BY_NAME)
+
+
 def numpy_dtype(dtype: DT) -> np.dtype[np.generic]:
     """numpy dtype (ml_dtypes for the narrow ones); strings are object arrays."""
     if dtype == DT.STRING:

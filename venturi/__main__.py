@@ -1,0 +1,5 @@
+"""`python -m venturi` is the command line."""
+
+from venturi.cli.main import main
+
+main()

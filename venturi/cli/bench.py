@@ -1,0 +1,85 @@
+"""`venturi bench`: trtexec's protocol and figures for a model or an engine."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from venturi.cli.output import console, emit_json, parse_shapes, progress_bar, table
+
+
+def open_or_build(path: Path, *, quiet: bool, **options: Any) -> tuple[Any, dict[str, float]]:
+    """(engine, milliseconds of reading, compiling or loading)."""
+    import venturi as vt
+
+    start = time.perf_counter()
+    if path.suffix == ".vt":
+        return vt.load(path), {"load_ms": (time.perf_counter() - start) * 1e3}
+    with progress_bar(not quiet) as progress:
+        engine = vt.build(path, progress=progress, **options)
+    return engine, {"compile_ms": (time.perf_counter() - start) * 1e3}
+
+
+def random_inputs(engine: Any, shapes: dict[str, tuple[int, ...]], seed: int = 0) -> dict[str, Any]:
+    """Inputs at the given shapes, else at the tuned ones, else 1 (first axis) or 32 for free dimensions."""
+    import numpy as np
+
+    from venturi.core.errors import ShapeError
+    from venturi.core.registry import nearest
+    from venturi.ir.dtypes import dtype_from_name, numpy_dtype
+
+    names = [s.name for s in engine.inputs]
+    for name in shapes:
+        if name not in names:
+            raise ShapeError(f"no input {name!r}; the engine has {names}.{nearest(name, names)}")
+    rng = np.random.default_rng(seed)
+    found: dict[str, Any] = {}
+    for spec in engine.inputs:
+        shape = shapes.get(spec.name) or engine.plan.tuned_shapes.get(spec.name)
+        if shape is None:
+            shape = [d if isinstance(d, int) else 1 if i == 0 else 32 for i, d in enumerate(spec.shape or ())]
+        dtype = numpy_dtype(dtype_from_name(spec.dtype) or 1)  # type: ignore[arg-type]
+        integer = dtype.kind in "iub"
+        found[spec.name] = (rng.integers(0, 2, shape) if integer else rng.standard_normal(shape)).astype(dtype)
+    return found
+
+
+def bench(
+    model: Annotated[Path, typer.Argument(help="ONNX or engine file.")],
+    shapes: Annotated[str | None, typer.Option(help="Input shapes: x:8x3x224x224.")] = None,
+    precision: Annotated[str, typer.Option(help="For ONNX files: model, fp32, fp16, bf16.")] = "model",
+    opt_level: Annotated[int, typer.Option(help="For ONNX files: 0 to 5.")] = 3,
+    duration: Annotated[float, typer.Option(help="Measure at least this many seconds.")] = 3.0,
+    warm_up: Annotated[float, typer.Option(help="Milliseconds of warm-up.")] = 200.0,
+    iterations: Annotated[int, typer.Option(help="Measure at least this many runs.")] = 10,
+    profile: Annotated[bool, typer.Option("--profile", help="Add the time of every layer.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON.")] = False,
+) -> None:
+    """Measure latency and throughput: 200 ms warm-up, at least 3 s and 10 runs."""
+    from venturi.cli.build import profile_options
+    from venturi.engine.benchmarking import measure
+
+    options = {"precision": precision, "opt_level": opt_level, "profiles": profile_options(shapes, None, None, None)}
+    engine, times = open_or_build(model, quiet=as_json, **options)
+    inputs = random_inputs(engine, parse_shapes(shapes))
+    start = time.perf_counter()
+    engine.run(inputs)
+    times["first_inference_ms"] = (time.perf_counter() - start) * 1e3
+    result = measure(lambda: engine.run(inputs), warm_up_ms=warm_up, duration_s=duration, iterations=iterations)
+    report = engine.profile(inputs) if profile else None
+    if as_json:
+        data = {"model": str(model), "shapes": {n: list(x.shape) for n, x in inputs.items()}, **times, **result.to_json()}
+        emit_json(data | ({"profile": report.to_json()} if report else {}))
+        return
+    rows: list[list[Any]] = [[name.replace("_ms", ""), value] for name, value in times.items()]
+    rows += [["min", result.min_ms], ["median", result.median_ms], ["mean", result.mean_ms]]
+    rows += [[f"percentile {p} %", v] for p, v in result.percentiles_ms.items()] + [["max", result.max_ms]]
+    console.print(table(f"{model}: {result.runs} runs in {result.wall_s:.2f} s", ["figure", "ms"], rows))
+    console.print(f"throughput {result.throughput_qps:.2f} qps, spread {result.cv_percent:.1f} %", highlight=False)
+    if result.cv_percent > 25:
+        console.print("the spread is large: something else is using the machine")
+    if report is not None:
+        console.print(report.table())

@@ -1,0 +1,54 @@
+"""The `venturi` command: collects the commands, maps errors to exit codes."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from venturi.cli import bench, build, check, debug, demo, devices, inspect, run, surgeon
+from venturi.cli.output import fail
+from venturi.core.errors import VenturiError
+
+app = typer.Typer(
+    name="venturi",
+    help="Compile trained models into tuned engines and run them.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("build", epilog="Example: venturi build model.onnx -o model.vt --precision bf16")(build.build)
+app.command("bench", epilog="Example: venturi bench model.vt --shapes x:8x3x224x224 --json")(bench.bench)
+app.command("run", epilog="Example: venturi run model.onnx --backends venturi,reference,onnxruntime")(run.run)
+app.command("check", epilog="Example: venturi check model.onnx")(check.check)
+app.command("demo", epilog="Example: venturi demo")(demo.demo)
+app.command("devices", epilog="Example: venturi devices --json")(devices.devices)
+app.command("knobs", epilog="Example: VENTURI_DEBUG=2 venturi knobs")(devices.knobs)
+app.add_typer(inspect.app, name="inspect", help="Look at a model, an engine, a plan, or what is supported.")
+app.add_typer(surgeon.app, name="surgeon", help="Cut, clean and strip ONNX files.")
+app.add_typer(debug.app, name="debug", help="Find what makes a model or a build go wrong.")
+
+
+@app.callback()
+def root() -> None:
+    """Compile trained models into tuned engines and run them."""
+
+
+def _with_inspect_kind(args: list[str]) -> list[str]:
+    """`venturi inspect FILE` looks at the file's ending: .vt is an engine, anything else a model."""
+    kinds = {"model", "engine", "plan", "capability"}
+    if len(args) > 1 and args[0] == "inspect" and args[1] not in kinds and not args[1].startswith("-"):
+        return ["inspect", "engine" if args[1].endswith(".vt") else "model", *args[1:]]
+    return args
+
+
+def main() -> None:
+    """Exit status: 0 fine, 1 a VenturiError or a failed comparison, 2 wrong usage."""
+    try:
+        app(_with_inspect_kind(sys.argv[1:]))
+    except VenturiError as exc:
+        fail(exc)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
