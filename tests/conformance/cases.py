@@ -41,7 +41,11 @@ class Case:
             return
         for path in sorted(self.folder.glob("test_data_set_*")):
             yield (
-                [_load(path / f"input_{i}.pb", v.type) for i, v in enumerate(model.graph.input) if (path / f"input_{i}.pb").exists()],
+                [
+                    _load(path / f"input_{i}.pb", v.type)
+                    for i, v in enumerate(model.graph.input)
+                    if (path / f"input_{i}.pb").exists()
+                ],
                 [_load(path / f"output_{i}.pb", v.type) for i, v in enumerate(model.graph.output)],
             )
 
@@ -76,7 +80,9 @@ def _load(path: Path, type_proto: onnx.TypeProto) -> Any:
 
 def _text(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     if array.dtype.kind in "OUST":
-        return np.array([v.decode() if isinstance(v, bytes) else v for v in array.reshape(-1)], dtype=object).reshape(array.shape)
+        return np.array([v.decode() if isinstance(v, bytes) else v for v in array.reshape(-1)], dtype=object).reshape(
+            array.shape
+        )
     return array
 
 
@@ -116,7 +122,9 @@ def mismatch(got: Any, want: Any) -> str | None:
     if got.shape != want.shape:
         return f"shape {got.shape}, expected {want.shape}"
     if want.dtype.kind in "OUST":
-        return None if (got.astype(str) == want.astype(str)).all() else f"strings {got.tolist()}, expected {want.tolist()}"
+        return (
+            None if (got.astype(str) == want.astype(str)).all() else f"strings {got.tolist()}, expected {want.tolist()}"
+        )
     if got.dtype != want.dtype:
         return f"dtype {got.dtype}, expected {want.dtype}"
     if want.dtype.kind not in "biufc":

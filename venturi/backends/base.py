@@ -29,7 +29,7 @@ class Kernel:
     """
 
     run: Callable[..., Any]
-    run_out: Callable[..., None] | None = None
+    run_out: Callable[..., object] | None = None
 
 
 class RegionView:
@@ -183,15 +183,19 @@ def _tensor_disagreement(got: T, want: T, ulps: float) -> str | None:
     if want.dtype.itemsize == 1 and want.dtype.is_floating_point:
         got, want = got.float(), want.float()
     if not (want.dtype.is_floating_point or want.dtype.is_complex):
-        different = int((got != want).sum()) if want.dtype not in (torch.uint16, torch.uint32, torch.uint64) else int(
-            np.sum(got.numpy() != want.numpy())
+        different = (
+            int((got != want).sum())
+            if want.dtype not in (torch.uint16, torch.uint32, torch.uint64)
+            else int(np.sum(got.numpy() != want.numpy()))
         )
         limit = 1 if ulps >= 1 and want.dtype != torch.bool else 0
         if different and limit and not want.dtype.is_complex:
             different = int(((got.to(torch.int64) - want.to(torch.int64)).abs() > limit).sum())
         return f"{different} of {want.numel()} integers differ" if different else None
     finite = torch.isfinite(want)
-    same_special = torch.equal(torch.nan_to_num(got[~finite], 7.0, 8.0, 9.0), torch.nan_to_num(want[~finite], 7.0, 8.0, 9.0))
+    same_special = torch.equal(
+        torch.nan_to_num(got[~finite], 7.0, 8.0, 9.0), torch.nan_to_num(want[~finite], 7.0, 8.0, 9.0)
+    )
     if not same_special:
         return "NaN or infinity in different places"
     if not bool(finite.any()):

@@ -62,7 +62,11 @@ def bench(
     from venturi.cli.build import profile_options
     from venturi.engine.benchmarking import measure
 
-    options = {"precision": precision, "opt_level": opt_level, "profiles": profile_options(shapes, None, None, None)}
+    options = {
+        "precision": precision,
+        "opt_level": opt_level,
+        "profiles": profile_options(shapes, None, None, None),
+    }
     engine, times = open_or_build(model, quiet=as_json, **options)
     inputs = random_inputs(engine, parse_shapes(shapes))
     start = time.perf_counter()
@@ -71,7 +75,12 @@ def bench(
     result = measure(lambda: engine.run(inputs), warm_up_ms=warm_up, duration_s=duration, iterations=iterations)
     report = engine.profile(inputs) if profile else None
     if as_json:
-        data = {"model": str(model), "shapes": {n: list(x.shape) for n, x in inputs.items()}, **times, **result.to_json()}
+        data = {
+            "model": str(model),
+            "shapes": {n: list(x.shape) for n, x in inputs.items()},
+            **times,
+            **result.to_json(),
+        }
         emit_json(data | ({"profile": report.to_json()} if report else {}))
         return
     rows: list[list[Any]] = [[name.replace("_ms", ""), value] for name, value in times.items()]

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from venturi.cli.output import console, emit_json, parse_shapes, table
+from venturi.cli.output import console, emit_json, table
 
 app = typer.Typer(no_args_is_help=True)
 Model = Annotated[Path, typer.Argument(help="ONNX file.")]
@@ -59,7 +59,10 @@ def reduce(
     if as_json:
         emit_json({"output": str(output), "nodes": names})
     else:
-        console.print(f"{len(list(whole.graph))} nodes reduced to {len(names)} -> {output}: {', '.join(names[:10])}", highlight=False)
+        console.print(
+            f"{len(list(whole.graph))} nodes reduced to {len(names)} -> {output}: {', '.join(names[:10])}",
+            highlight=False,
+        )
 
 
 @app.command("bisect", epilog="Example: venturi debug bisect model.onnx --rtol 1e-4")
@@ -84,7 +87,10 @@ def bisect(
     elif found is None:
         console.print("every rewrite keeps the answer")
     else:
-        console.print(f"rewrite {found.rewrite} of {found.total}, by pass {found.name!r}, changes the answer", highlight=False)
+        console.print(
+            f"rewrite {found.rewrite} of {found.total}, by pass {found.name!r}, changes the answer",
+            highlight=False,
+        )
     raise typer.Exit(0 if found is None else 1)
 
 
@@ -104,7 +110,13 @@ def precision(
     if as_json:
         emit_json([vars(s) for s in found])
     else:
-        console.print(table(f"error in {precision}", ["node", "operator", "max error"], [[s.step, s.op, s.error] for s in found[:top]]))
+        console.print(
+            table(
+                f"error in {precision}",
+                ["node", "operator", "max error"],
+                [[s.step, s.op, s.error] for s in found[:top]],
+            )
+        )
 
 
 @app.command("repeat", epilog="Example: venturi debug repeat model.onnx --times 5")
@@ -122,7 +134,10 @@ def repeat(
     inputs = _inputs(model, shapes)
     results = [vt.build(model).run(inputs) for _ in range(times)]
     worst = {
-        n: max((float(np.max(np.abs(r[n].astype(np.float64) - x.astype(np.float64)), initial=0.0)) for r in results[1:]), default=0.0)
+        n: max(
+            (float(np.max(np.abs(r[n].astype(np.float64) - x.astype(np.float64)), initial=0.0)) for r in results[1:]),
+            default=0.0,
+        )
         for n, x in results[0].items()
         if isinstance(x, np.ndarray) and x.dtype.kind in "fiub"
     }

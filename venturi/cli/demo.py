@@ -38,7 +38,8 @@ def demo(
     as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON.")] = False,
 ) -> None:
     """Build a digits CNN and a ResNet-50, check them against the reference, show accuracy and speed."""
-    rows, facts = [], {}
+    rows: list[Row] = []
+    facts: dict[str, Any] = {}
     if DIGITS.exists():
         row, accuracy = _digits(duration, precision, quiet=as_json)
         rows.append(row)
@@ -49,7 +50,17 @@ def demo(
     if as_json:
         emit_json({"models": [vars(r) for r in rows], **facts})
         return
-    columns = ["model", "build s", "load ms", "median ms", "p99 ms", "runs/s", "peak MB", "x torch eager", "max error"]
+    columns = [
+        "model",
+        "build s",
+        "load ms",
+        "median ms",
+        "p99 ms",
+        "runs/s",
+        "peak MB",
+        "x torch eager",
+        "max error",
+    ]
     console.print(table("venturi on this CPU, batch 1", columns, [list(vars(r).values()) for r in rows]))
     for name, value in facts.items():
         console.print(f"{name.replace('_', ' ')}: {value}", highlight=False)
@@ -64,7 +75,9 @@ def _digits(duration: float, precision: str, quiet: bool) -> tuple[Row, float]:
     order = np.random.default_rng(0).permutation(len(labels))
     held_out = order[int(0.8 * len(labels)) :]
     x = (images[held_out] / 16).astype(np.float32).reshape(-1, 1, 8, 8)
-    engine, row = _measure("digits CNN", str(DIGITS), {"image": x[:1]}, duration, precision, quiet, _interpreted(DIGITS))
+    engine, row = _measure(
+        "digits CNN", str(DIGITS), {"image": x[:1]}, duration, precision, quiet, _interpreted(DIGITS)
+    )
     accuracy = 100.0 * float((engine(x).argmax(1) == labels[held_out]).mean())
     return row, round(accuracy, 2)
 
@@ -99,7 +112,13 @@ def _resnet(duration: float, precision: str, quiet: bool) -> Row:
 
 
 def _measure(
-    name: str, source: Any, inputs: dict[str, Any], duration: float, precision: str, quiet: bool, eager: Callable[[dict[str, Any]], Any]
+    name: str,
+    source: Any,
+    inputs: dict[str, Any],
+    duration: float,
+    precision: str,
+    quiet: bool,
+    eager: Callable[[dict[str, Any]], Any],
 ) -> tuple[Any, Row]:
     """Build, save, reload, check against the reference (and onnxruntime when installed), time."""
     import venturi as vt
@@ -126,7 +145,7 @@ def _measure(
 
 
 def _check(name: str, source: Any, engine: Any, inputs: dict[str, Any], precision: str) -> float:
-    """Largest error relative to the output's magnitude; raises InternalError when it is beyond the precision's bound."""
+    """Largest error over the output's magnitude; raises InternalError when it is beyond the precision's bound."""
     import numpy as np
 
     from venturi.backends.reference.interpreter import Interpreter

@@ -33,11 +33,16 @@ def model(
         run_pipeline(loaded, PassContext(precision=precision))
     counts = Counter(n.op_type for n in loaded.graph)
     if as_json:
-        emit_json({
-            "inputs": [vars(spec_of(v)) for v in loaded.graph.inputs], "outputs": [vars(spec_of(v)) for v in loaded.graph.outputs],
-            "nodes": [{"name": n.name, "op": n.op_type, "domain": n.domain} for n in loaded.graph], "operators": dict(counts),
-            "weights_bytes": sum(v.const_value.nbytes for v in loaded.graph.initializers.values() if v.const_value is not None),
-        })  # fmt: skip
+        graph = loaded.graph
+        emit_json(
+            {
+                "inputs": [vars(spec_of(v)) for v in graph.inputs],
+                "outputs": [vars(spec_of(v)) for v in graph.outputs],
+                "nodes": [{"name": n.name, "op": n.op_type, "domain": n.domain} for n in graph],
+                "operators": dict(counts),
+                "weights_bytes": sum(v.const_value.nbytes for v in graph.initializers.values() if v.const_value),
+            }
+        )
         return
     console.print(format_graph(loaded.graph), markup=False, highlight=False)
     console.print(table("operators", ["operator", "count"], [[k, v] for k, v in counts.most_common()]))
@@ -69,7 +74,9 @@ def engine(
         return
     console.print(report.table())
     sizes = ", ".join(f"{n} {len(v) / 1e6:.2f} MB" for n, v in loaded.container.entries.items())
-    console.print(f"built by venturi {loaded.manifest['venturi']} on {loaded.manifest['cpu']}\n{sizes}", highlight=False)
+    console.print(
+        f"built by venturi {loaded.manifest['venturi']} on {loaded.manifest['cpu']}\n{sizes}", highlight=False
+    )
 
 
 @app.command("plan", epilog="Example: venturi inspect plan model.vt --layer conv.3")
@@ -90,7 +97,16 @@ def plan(
     for s in steps:
         for m in s.measurements:
             mark = "<--" if m.tactic == s.tactic and m.config == s.config else ""
-            rows.append([s.name, m.tactic, "-" if m.median_us is None else m.median_us, m.spread_us or "-", mark, m.reason])
+            rows.append(
+                [
+                    s.name,
+                    m.tactic,
+                    "-" if m.median_us is None else m.median_us,
+                    m.spread_us or "-",
+                    mark,
+                    m.reason,
+                ]
+            )
     console.print(table(str(path), ["step", "tactic", "median us", "spread", "", "reason"], rows))
 
 
@@ -112,7 +128,9 @@ def capability(
 
         with mapped(str(path), ModelError):
             used = {(n.domain, n.op_type) for n in ir.load(path).graph.all_nodes()}
-        rows = [{"domain": d or "ai.onnx", "operator": n, "supported": find_op(d, n) is not None} for d, n in sorted(used)]
+        rows = [
+            {"domain": d or "ai.onnx", "operator": n, "supported": find_op(d, n) is not None} for d, n in sorted(used)
+        ]
     if as_json:
         emit_json(rows)
     else:

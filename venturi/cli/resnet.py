@@ -33,7 +33,8 @@ class Weights:
 
     def normal(self, *shape: int) -> np.ndarray:
         fan_in = int(np.prod(shape[1:]))
-        return (self._rng.standard_normal(shape) * np.sqrt(2.0 / fan_in)).astype(np.float32)
+        weights: np.ndarray = (self._rng.standard_normal(shape) * np.sqrt(2.0 / fan_in)).astype(np.float32)
+        return weights
 
     def norm(self, channels: int, gain: float = 1.0) -> list[np.ndarray]:
         uniform = self._rng.uniform(0.8, 1.2, (2, channels)).astype(np.float32)
@@ -92,7 +93,8 @@ class TorchOps:
         return F.conv2d(x, torch.from_numpy(w), None, strides, pads[:2])
 
     def batch_norm(self, x: Any, scale: Any, bias: Any, mean: Any, var: Any) -> Any:
-        return F.batch_norm(x, *(torch.from_numpy(a) for a in (mean, var, scale, bias)))
+        m, v, s, b = (torch.from_numpy(a) for a in (mean, var, scale, bias))
+        return F.batch_norm(x, m, v, s, b)
 
     def relu(self, x: Any) -> Any:
         return F.relu(x)

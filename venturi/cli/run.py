@@ -64,14 +64,18 @@ def load_inputs(model: Path, shapes: str | None, path: Path | None, seed: int) -
 
 def run(
     model: Annotated[Path, typer.Argument(help="ONNX file (or engine, for venturi alone).")],
-    backends: Annotated[str, typer.Option(help=f"Comma-separated: {', '.join(BACKENDS)}. The last is the yardstick.")] = "venturi,reference",
+    backends: Annotated[
+        str, typer.Option(help=f"Comma-separated: {', '.join(BACKENDS)}. The last is the yardstick.")
+    ] = "venturi,reference",
     shapes: Annotated[str | None, typer.Option(help="Input shapes: x:2x3x32x32.")] = None,
     rtol: Annotated[float, typer.Option(help="Relative tolerance.")] = 1e-3,
     atol: Annotated[float, typer.Option(help="Absolute tolerance.")] = 1e-4,
     seed: Annotated[int, typer.Option(help="Of random inputs.")] = 0,
     load_inputs_from: Annotated[Path | None, typer.Option("--load-inputs", help=".npz of inputs by name.")] = None,
     save_inputs_to: Annotated[Path | None, typer.Option("--save-inputs", help="Write the inputs as .npz.")] = None,
-    save_outputs_to: Annotated[Path | None, typer.Option("--save-outputs", help="Write the first backend's outputs as .npz.")] = None,
+    save_outputs_to: Annotated[
+        Path | None, typer.Option("--save-outputs", help="Write the first backend's outputs as .npz.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print statistics as JSON.")] = False,
 ) -> None:
     """Compare backends on the same inputs. Exit status 1 when a tensor is outside the tolerance."""
@@ -96,19 +100,35 @@ def run(
         emit_json({"against": yardstick, "passed": not failed, "first_divergence": divergence,
                    "outputs": {b: [d.to_json() for d in ds] for b, ds in found.items()}})  # fmt: skip
     elif len(names) == 1:
-        rows = [[n, str(x.dtype), list(x.shape)] for n, x in results[names[0]].items() if isinstance(x, np.ndarray)]
+        rows: list[list[Any]] = [
+            [n, str(x.dtype), list(x.shape)] for n, x in results[names[0]].items() if isinstance(x, np.ndarray)
+        ]
         console.print(table(f"outputs of {names[0]}", ["output", "dtype", "shape"], rows))
     else:
         for b, differences in found.items():
-            rows = [
-                [d.name, d.max_abs, d.mean_abs, d.median_abs, d.p99_abs, d.max_rel, d.median_rel, d.cosine, d.psnr_db, d.snr_db,
-                 "pass" if d.passed else f"FAIL {d.note}"] for d in differences
-            ]  # fmt: skip
-            columns = ["output", "max abs", "mean abs", "median abs", "p99 abs", "max rel", "median rel", "cosine", "PSNR", "SNR", ""]
+            rows = [_row(d) for d in differences]
+            columns = [
+                "output",
+                "max abs",
+                "mean abs",
+                "median abs",
+                "p99 abs",
+                "max rel",
+                "median rel",
+                "cosine",
+                "PSNR",
+                "SNR",
+                "",
+            ]
             console.print(table(f"{b} against {yardstick} (rtol {rtol}, atol {atol})", columns, rows))
         if divergence:
             console.print(f"first divergent step: {divergence}", highlight=False)
     raise typer.Exit(1 if failed else 0)
+
+
+def _row(d: Any) -> list[Any]:
+    numbers = [d.max_abs, d.mean_abs, d.median_abs, d.p99_abs, d.max_rel, d.median_rel, d.cosine, d.psnr_db, d.snr_db]
+    return [d.name, *numbers, "pass" if d.passed else f"FAIL {d.note}"]
 
 
 def _diverged(model: Path, inputs: dict[str, Any]) -> str | None:

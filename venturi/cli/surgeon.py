@@ -19,7 +19,10 @@ def _done(as_json: bool, output: Path, **facts: Any) -> None:
     if as_json:
         emit_json({"output": str(output), **facts})
     else:
-        console.print(", ".join(f"{k.replace('_', ' ')}: {v}" for k, v in facts.items()) + f" -> {output}", highlight=False)
+        console.print(
+            ", ".join(f"{k.replace('_', ' ')}: {v}" for k, v in facts.items()) + f" -> {output}",
+            highlight=False,
+        )
 
 
 def _names(text: str | None) -> list[str]:
@@ -99,7 +102,10 @@ def weight_strip(model: Model, output: Output, as_json: Json = False) -> None:
 
 @app.command("weight-reconstruct", epilog="Example: venturi surgeon weight-reconstruct thin.onnx -o random.onnx")
 def weight_reconstruct(
-    model: Model, output: Output, seed: Annotated[int, typer.Option(help="Of the random weights.")] = 0, as_json: Json = False
+    model: Model,
+    output: Output,
+    seed: Annotated[int, typer.Option(help="Of the random weights.")] = 0,
+    as_json: Json = False,
 ) -> None:
     """Fill a stripped model with random weights."""
     from venturi.core.errors import ModelError, mapped

@@ -72,12 +72,13 @@ def at(where: str) -> Iterator[None]:
 @contextmanager
 def mapped(where: str, to: type[VenturiError], *foreign: type[BaseException]) -> Iterator[None]:
     """Turn foreign exceptions into `to`, once, at a boundary. Our own errors pass with `where` added."""
+    caught: tuple[type[BaseException], ...] = foreign or (Exception,)
     try:
         yield
     except VenturiError as exc:
         if not exc.where:
             exc.where = where
         raise
-    except foreign or (Exception,) as exc:
+    except caught as exc:
         text = str(exc).strip() or type(exc).__name__
         raise to(text.split("\nException raised from")[0], where=where) from exc

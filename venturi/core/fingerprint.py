@@ -28,9 +28,8 @@ def cpu_name() -> str:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
         return platform.processor() or platform.machine()
-    fields = dict(
-        (part.strip() for part in line.split(":", 1)) for line in text.splitlines() if ":" in line
-    )
+    pairs = [line.split(":", 1) for line in text.splitlines() if ":" in line]
+    fields = {key.strip(): value.strip() for key, value in pairs}
     flags = set(fields.get("flags", "").split())
     wanted = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "avx512_fp16")
     return " ".join([fields.get("model name", platform.machine()), *(f for f in wanted if f in flags)])

@@ -67,7 +67,11 @@ def check_environment() -> None:
         knob.get()
 
 
-DEBUG = int_knob("VENTURI_DEBUG", 0, "0 silent, 1 engine summary, 2 time per Region, 3 tactic table, 5 graph after each pass.")
+DEBUG = int_knob(
+    "VENTURI_DEBUG",
+    0,
+    "0 silent, 1 engine summary, 2 time per Region, 3 tactic table, 5 graph after each pass.",
+)
 VERIFY = int_knob("VENTURI_VERIFY", 1, "0 none, 1 verify the graph after the pipeline, 2 after every pass.")
 FUEL = int_knob("VENTURI_FUEL", -1, "Stop all passes after n rewrites; -1 is no limit.")
 DUMP = str_knob("VENTURI_DUMP", "", "Folder that receives the graph after each pass as NN_pass.txt.")

@@ -30,7 +30,16 @@ from venturi.runtime.executable import Executable, link, reads_of
 from venturi.tuning.cache import TimingCache, default_path
 from venturi.tuning.tuner import Choice, Tuner
 
-_ERRORS = (RuntimeError, IndexError, ValueError, TypeError, AttributeError, AssertionError, KeyError, VenturiError)
+_ERRORS = (
+    RuntimeError,
+    IndexError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    KeyError,
+    VenturiError,
+)
 
 
 @dataclass(frozen=True)
@@ -78,7 +87,10 @@ def compile_model(model: ir.Model, config: BuildConfig, progress: ProgressCallba
         tuple(p.to_json() for p in config.profiles),
         {} if examples is None else {n: list(x.shape) for n, x in examples.items() if hasattr(x, "shape")},
         {k: v for k, v in ctx.rewrites.items() if v},
-        {"passes": round(sum(pass_ms.values()), 2), "planning": round((time.perf_counter() - start) * 1e3, 2)},
+        {
+            "passes": round(sum(pass_ms.values()), 2),
+            "planning": round((time.perf_counter() - start) * 1e3, 2),
+        },
     )
     return Built(model, plan, weights, link(model.graph, steps, kernels, weights))
 
@@ -109,7 +121,9 @@ def check_profiles(graph: ir.Graph, profiles: tuple[Profile, ...]) -> None:
     for profile in profiles:
         for name, (low, _, high) in profile.shapes.items():
             if name not in inputs:
-                raise ShapeError(f"the profile names input {name!r}, the model has {sorted(inputs)}.{nearest(name, inputs)}")
+                raise ShapeError(
+                    f"the profile names input {name!r}, the model has {sorted(inputs)}.{nearest(name, inputs)}"
+                )
             shape = inputs[name].shape
             if shape is None:
                 continue
@@ -117,7 +131,9 @@ def check_profiles(graph: ir.Graph, profiles: tuple[Profile, ...]) -> None:
                 raise ShapeError(f"profile of {name!r} has {len(low)} dimensions, the model's input has {len(shape)}")
             for d, a, b in zip(shape, low, high):
                 if isinstance(d, int) and not a == b == d:
-                    raise ShapeError(f"profile of {name!r} is {list(low)}..{list(high)}, but the model fixes {list(map(str, shape))}")
+                    raise ShapeError(
+                        f"profile of {name!r} is {list(low)}..{list(high)}, but the model fixes {list(map(str, shape))}"
+                    )
 
 
 def example_inputs(graph: ir.Graph, profile: Profile | None, seed: int) -> dict[str, Any] | None:
@@ -150,7 +166,11 @@ def example_inputs(graph: ir.Graph, profile: Profile | None, seed: int) -> dict[
 
 
 def _plan_steps(
-    graph: ir.Graph, weights: Mapping[str, Any], tuner: Tuner, examples: dict[str, Any] | None, progress: ProgressCallback | None
+    graph: ir.Graph,
+    weights: Mapping[str, Any],
+    tuner: Tuner,
+    examples: dict[str, Any] | None,
+    progress: ProgressCallback | None,
 ) -> tuple[list[Step], list[Kernel]]:
     """Walk the graph once: choose a tactic on the values that the chosen kernels before it produced."""
     nodes = list(graph)

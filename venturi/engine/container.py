@@ -101,7 +101,19 @@ def _write_directory(out: _Hashing, directory: list[tuple[bytes, int, int, int]]
     size, count, end64 = out.at - start, len(directory), out.at
     out.write(struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, count, count, size, start))
     out.write(struct.pack("<4sLQL", b"PK\6\7", 0, end64, 1))
-    out.write(struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, min(count, 0xFFFF), min(count, 0xFFFF), 0xFFFFFFFF, 0xFFFFFFFF, _SEAL_BYTES))
+    out.write(
+        struct.pack(
+            "<4s4H2LH",
+            b"PK\5\6",
+            0,
+            0,
+            min(count, 0xFFFF),
+            min(count, 0xFFFF),
+            0xFFFFFFFF,
+            0xFFFFFFFF,
+            _SEAL_BYTES,
+        )
+    )
     seal = SEAL + out.digest.hexdigest().encode()
     out.write(seal)
 
@@ -124,7 +136,7 @@ class Container:
         if digest != tail[len(SEAL) :]:
             raise EngineError(
                 f"the file is damaged: its SHA-256 is {digest.decode()[:16]}..., sealed as "
-                f"{tail[len(SEAL):][:16].decode('ascii', 'replace')}.... Build or copy it again",
+                f"{tail[len(SEAL) :][:16].decode('ascii', 'replace')}.... Build or copy it again",
                 where=str(self.path),
             )
 
@@ -134,7 +146,14 @@ class Container:
             with zipfile.ZipFile(self.path) as archive:
                 for info in archive.infolist():
                     found[info.filename] = self._span(info)
-        except (zipfile.BadZipFile, OSError, struct.error, ValueError, UnicodeDecodeError, NotImplementedError) as exc:
+        except (
+            zipfile.BadZipFile,
+            OSError,
+            struct.error,
+            ValueError,
+            UnicodeDecodeError,
+            NotImplementedError,
+        ) as exc:
             raise EngineError(f"this is no engine file: {exc}", where=str(self.path)) from exc
         return found
 

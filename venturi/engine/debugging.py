@@ -1,4 +1,4 @@
-"""Searches for the culprit: the smallest failing part of a model, the guilty rewrite, the layers that need precision."""
+"""Searches for a culprit: the smallest failing part of a model, the guilty rewrite, the layers that need precision."""
 
 from __future__ import annotations
 
@@ -104,7 +104,9 @@ def differs(inputs: Mapping[str, Any], reference: Mapping[str, Any], rtol: float
             return True
         return any(
             isinstance(want, np.ndarray)
-            and not np.allclose(np.asarray(got[n], np.float64), want.astype(np.float64), rtol=rtol, atol=atol, equal_nan=True)
+            and not np.allclose(
+                np.asarray(got[n], np.float64), want.astype(np.float64), rtol=rtol, atol=atol, equal_nan=True
+            )
             for n, want in reference.items()
         )
 

@@ -65,7 +65,9 @@ class Engine:
     def __call__(self, *args: Any) -> Any:
         """Positional inputs → the output, or a tuple of outputs; numpy in gives numpy out, torch gives torch."""
         if len(args) != len(self.plan.inputs):
-            raise ShapeError(f"the engine takes {len(self.plan.inputs)} inputs {[s.name for s in self.plan.inputs]}, got {len(args)}")
+            raise ShapeError(
+                f"the engine takes {len(self.plan.inputs)} inputs {[s.name for s in self.plan.inputs]}, got {len(args)}"
+            )
         outputs = self._execute(list(args))
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
@@ -131,7 +133,8 @@ class Engine:
             elif spec.kind != "tensor" and isinstance(arg, np.ndarray):
                 arg = to_torch(arg)
             if dtype is not None and isinstance(arg, torch.Tensor) and arg.dtype != dtype and spec.kind == "tensor":
-                raise ShapeError(f"input {spec.name!r} must be {spec.dtype}, got {str(arg.dtype).removeprefix('torch.')}; cast it first")
+                got = str(arg.dtype).removeprefix("torch.")
+                raise ShapeError(f"input {spec.name!r} must be {spec.dtype}, got {got}; cast it first")
             stored.append(arg)
         key = (profile, *(tuple(a.shape) if hasattr(a, "shape") else None for a in stored))
         if key not in self._seen:
@@ -150,7 +153,9 @@ class Engine:
                 raise ShapeError(f"input {spec.name!r} must have shape {want}, got {got}")
             for w, g in zip(want, got):
                 if isinstance(w, str) and sizes.setdefault(w, (g, spec.name))[0] != g:
-                    raise ShapeError(f"dimension {w!r} is {sizes[w][0]} in input {sizes[w][1]!r} but {g} in {spec.name!r}")
+                    raise ShapeError(
+                        f"dimension {w!r} is {sizes[w][0]} in input {sizes[w][1]!r} but {g} in {spec.name!r}"
+                    )
         if not self._profiles:
             return
         chosen = self._profiles if profile is None else [self._profiles[profile]]
@@ -248,7 +253,9 @@ def _numpy(spec: TensorSpec) -> Any:
 def _weights_of(path: str | Path) -> dict[str, Any]:
     from venturi.frontends.onnx_import import import_onnx
 
-    return {n: v.const_value.numpy() for n, v in import_onnx(path).graph.initializers.items() if v.const_value is not None}
+    return {
+        n: v.const_value.numpy() for n, v in import_onnx(path).graph.initializers.items() if v.const_value is not None
+    }
 
 
 def _rebuild(source: ir.Model, plan: Plan, config: BuildConfig) -> Built:
@@ -273,7 +280,9 @@ def _ops(node: ir.Node) -> tuple[str, ...]:
     return tuple(n.op_type for n in members(node))
 
 
-def load_engine(path: str | Path, *, weights: Mapping[str, Any] | str | Path | None = None, verify: bool = True) -> Engine:
+def load_engine(
+    path: str | Path, *, weights: Mapping[str, Any] | str | Path | None = None, verify: bool = True
+) -> Engine:
     """Open an engine file: checks the seal, maps the weights, binds the kernels. Raises EngineError.
 
     `weights` (arrays by source name, or the ONNX file) is needed for stripped engines and refits others.
@@ -309,7 +318,7 @@ def _bind(model: ir.Model, plan: Plan, stored: Mapping[str, Any], where: str) ->
 def _restore_source(data: memoryview, weights: Mapping[str, Any] | str | Path, where: str) -> ir.Model:
     import onnx
 
-    model = ir.from_proto(onnx.ModelProto.FromString(bytes(data)))
+    model: ir.Model = ir.from_proto(onnx.ModelProto.FromString(bytes(data)))
     given = weights if isinstance(weights, Mapping) else _weights_of(weights)
     missing = []
     for name, value in model.graph.initializers.items():
@@ -319,7 +328,10 @@ def _restore_source(data: memoryview, weights: Mapping[str, Any] | str | Path, w
                 continue
             array = np.asarray(given[name])
             if list(array.shape) != list(value.const_value.shape):
-                raise EngineError(f"weight {name!r} has shape {list(value.const_value.shape)}, got {list(array.shape)}", where=where)
+                raise EngineError(
+                    f"weight {name!r} has shape {list(value.const_value.shape)}, got {list(array.shape)}",
+                    where=where,
+                )
             value.const_value = ir.Tensor(array, dtype=value.const_value.dtype, name=name)
     if missing:
         raise EngineError(f"{len(missing)} weights are missing: {missing[:10]}", where=where)

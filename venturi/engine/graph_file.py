@@ -18,7 +18,7 @@ INLINE_BYTES = 256
 
 
 def pack_graph(model: ir.Model, weights_name: str) -> tuple[bytes, Chunks]:
-    """(graph.onnx, weights file). Large initializers become references into the weights file; the model is unchanged."""
+    """(graph.onnx, weights file). Large initializers become references into the latter; the model is unchanged."""
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     for name, value in model.graph.initializers.items():
         if value.const_value is None or value.dtype == ir.DataType.STRING:
@@ -32,7 +32,12 @@ def pack_graph(model: ir.Model, weights_name: str) -> tuple[bytes, Chunks]:
         assert value.dtype is not None
         begin, end = spans[name]
         value.const_value = ir.ExternalTensor(
-            weights_name, len(header) + begin, end - begin, value.dtype, shape=ir.Shape(list(array.shape)), name=name
+            weights_name,
+            len(header) + begin,
+            end - begin,
+            value.dtype,
+            shape=ir.Shape(list(array.shape)),
+            name=name,
         )
     try:
         proto = ir.to_proto(model)
@@ -57,18 +62,13 @@ def unpack_graph(data: memoryview, weights: memoryview | None, where: str) -> tu
                     raise EngineError(f"weight {name!r} is not in the file; a stripped engine needs weights=...")
                 array = arrays[name]
                 if list(array.shape) != list(tensor.shape) or tensor.dtype != ir.DataType.from_numpy(array.dtype):
-                    raise EngineError(f"weight {name!r} is {array.dtype}{list(array.shape)}, the graph says {tensor.dtype}{list(tensor.shape)}")
+                    found, said = f"{array.dtype}{list(array.shape)}", f"{tensor.dtype}{list(tensor.shape)}"
+                    raise EngineError(f"weight {name!r} is {found}, the graph says {said}")
                 value.const_value = ir.Tensor(array, dtype=tensor.dtype, name=name)
                 stored[name] = to_torch(array, tensor.dtype)
             elif tensor is not None:
                 stored[name] = to_torch(tensor.numpy(), tensor.dtype)
         return model, stored
-
-
-def strip_weights(model: ir.Model) -> ir.Model:
-    """A copy whose large weights are external references to a file that is not there."""
-    graph_bytes, _ = pack_graph(model, "stripped")
-    return ir.from_proto(onnx.ModelProto.FromString(graph_bytes))
 
 
 def set_weights(model: ir.Model, new: Mapping[str, Any]) -> list[str]:

@@ -34,9 +34,10 @@ def render(report: Report, manifest: dict[str, Any]) -> str:
         for kind, specs in (("input", report.inputs), ("output", report.outputs))
         for s in specs
     )
+    built_on = f"{manifest.get('cpu', '')}, venturi {manifest.get('venturi', '')}"
     return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>venturi engine</title><style>{_STYLE}</style>
 <h1>{len(report.layers)} layers, {report.total_us / 1e3:.3f} ms</h1>
-<p class="muted">{_e(report.target)}, precision {_e(report.precision)}, {_e(manifest.get("cpu", ""))}, venturi {_e(manifest.get("venturi", ""))}</p>
+<p class="muted">{_e(report.target)}, precision {_e(report.precision)}, {_e(built_on)}</p>
 <h2>Interface</h2><table>{interface}</table>
 <h2>Time by operators</h2><table>{"".join(_bar(n, t, top) for n, t in ops)}</table>
 <h2>Layers</h2><table><tr><th>#<th>layer<th>operators<th>tactic<th>us<th>GFLOP/s<th class="w"></tr>
@@ -49,7 +50,8 @@ def _e(value: Any) -> str:
 
 def _bar(name: str, time_us: float, top: float) -> str:
     width = 100 * time_us / top if top else 0
-    return f'<tr><td>{_e(name)}</td><td class="n">{time_us:.1f} us</td><td class="w"><div class="bar" style="width:{width:.1f}%"></div></td></tr>'
+    bar = f'<div class="bar" style="width:{width:.1f}%"></div>'
+    return f'<tr><td>{_e(name)}</td><td class="n">{time_us:.1f} us</td><td class="w">{bar}</td></tr>'
 
 
 def _layer(index: int, layer: Layer, slowest: float) -> str:
@@ -61,7 +63,8 @@ def _layer(index: int, layer: Layer, slowest: float) -> str:
     time = "-" if layer.time_us is None else f"{layer.time_us:.1f}"
     rate = "-" if layer.gflops is None else f"{layer.gflops:.0f}"
     return (
-        f"<tr><td class='n'>{index}</td><td><details><summary>{_e(layer.name)}</summary>from {_e(', '.join(layer.sources))}"
+        f"<tr><td class='n'>{index}</td><td><details><summary>{_e(layer.name)}</summary>"
+        f"from {_e(', '.join(layer.sources))}"
         f"<ul>{tried}</ul></details></td><td>{_e('+'.join(layer.ops))}</td><td>{_e(layer.tactic)}</td>"
         f"<td class='n'>{time}</td><td class='n'>{rate}</td>"
         f"<td class='w'><div class='bar' style='width:{width:.1f}%'></div></td></tr>"

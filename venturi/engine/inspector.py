@@ -53,9 +53,16 @@ class Report:
         """A rich table, slowest information first: one row a layer in execution order."""
         from rich.table import Table
 
-        table = Table(title=f"{len(self.layers)} layers, {self.total_us / 1e3:.3f} ms on {self.target} ({self.precision})")
+        table = Table(
+            title=f"{len(self.layers)} layers, {self.total_us / 1e3:.3f} ms on {self.target} ({self.precision})"
+        )
         for column in ("#", "layer", "operators", "tactic", "us", "%", "GFLOP/s", "source"):
-            table.add_column(column, justify="right" if column in ("#", "us", "%", "GFLOP/s") else "left", overflow="ellipsis", no_wrap=True)
+            table.add_column(
+                column,
+                justify="right" if column in ("#", "us", "%", "GFLOP/s") else "left",
+                overflow="ellipsis",
+                no_wrap=True,
+            )
         for i, layer in enumerate(self.layers):
             table.add_row(
                 str(i),

@@ -85,6 +85,13 @@ def _spec(s: dict[str, Any]) -> TensorSpec:
 
 def _step(s: dict[str, Any]) -> Step:
     return Step(
-        str(s["name"]), str(s["kind"]), tuple(map(str, s["ops"])), str(s["tactic"]), dict(s["config"]),
-        tuple(map(str, s["sources"])), tuple(Measurement(**m) for m in s["measurements"]), float(s["flops"]), int(s["bytes"]),
-    )  # fmt: skip
+        str(s["name"]),
+        str(s["kind"]),
+        tuple(map(str, s["ops"])),
+        str(s["tactic"]),
+        dict(s["config"]),
+        tuple(map(str, s["sources"])),
+        tuple(Measurement(**m) for m in s["measurements"]),
+        float(s["flops"]),
+        int(s["bytes"]),
+    )

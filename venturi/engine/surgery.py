@@ -117,7 +117,9 @@ def prune_2_4(model: ir.Model) -> tuple[ir.Model, int]:
         if value is None or value.const_value is None or value.const_value.dtype != ir.DataType.FLOAT:
             continue
         weight = np.array(value.const_value.numpy())
-        axis = 1 if node.op_type == "Conv" or node.attributes.get("transB") and node.attributes["transB"].as_int() else 0
+        axis = (
+            1 if node.op_type == "Conv" or (node.attributes.get("transB") and node.attributes["transB"].as_int()) else 0
+        )
         if weight.ndim < 2 or weight.shape[axis] % 4:
             continue
         moved = np.moveaxis(weight, axis, -1)
@@ -140,11 +142,11 @@ def strip_to_file(model: ir.Model, path: str | Path) -> int:
 def reconstruct(path: str | Path, seed: int = 0) -> ir.Model:
     """Fill a stripped model with random weights of the right shapes (values are small, the model is for timing)."""
     rng = np.random.default_rng(seed)
-    model = ir.from_proto(onnx.ModelProto.FromString(Path(path).read_bytes()))
+    model: ir.Model = ir.from_proto(onnx.ModelProto.FromString(Path(path).read_bytes()))
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if isinstance(tensor, ir.ExternalTensor) and tensor.location == "stripped":
-            shape, kind = [int(d) for d in tensor.shape], tensor.dtype.numpy()
+            shape, kind = list(tensor.shape.numpy()), tensor.dtype.numpy()
             data = rng.standard_normal(shape) * 0.02 if np.dtype(kind).kind not in "iub" else rng.integers(0, 2, shape)
             value.const_value = ir.Tensor(np.asarray(data).astype(kind), dtype=tensor.dtype, name=value.name)
     return model

@@ -35,7 +35,11 @@ def layout(arrays: Mapping[str, np.ndarray[Any, Any]]) -> tuple[bytes, dict[str,
             header[f"__pad__{at}"] = {"dtype": "U8", "shape": [pad], "data_offsets": [at, at + pad]}
             at += pad
         spans[name] = (at, at + array.nbytes)
-        header[name] = {"dtype": _CODES[array.dtype.name], "shape": list(array.shape), "data_offsets": list(spans[name])}
+        header[name] = {
+            "dtype": _CODES[array.dtype.name],
+            "shape": list(array.shape),
+            "data_offsets": list(spans[name]),
+        }
         at += array.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(len(text) + 8) % _ALIGN)

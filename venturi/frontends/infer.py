@@ -71,7 +71,7 @@ def _copy_types(source: ir.Graph, target: ir.Graph) -> None:
     known = {v.name: v for n in source for v in n.outputs if v.name}
     for node in target:
         for value in node.outputs:
-            other = known.get(value.name)
+            other = known.get(value.name or "")
             if other is None:
                 continue
             if value.type is None:
@@ -152,7 +152,9 @@ def _given(value: ir.Value, symbols: Symbols, probe: int) -> Any:
     if value.dtype not in STORAGE or value.shape is None or not isinstance(value.type, ir.TensorType):
         return None
     shape = [
-        d if isinstance(d, int) else symbols.number(str(d.value) if d.value is not None else f"?{value.name}.{i}", probe)
+        d
+        if isinstance(d, int)
+        else symbols.number(str(d.value) if d.value is not None else f"?{value.name}.{i}", probe)
         for i, d in enumerate(value.shape)
     ]
     return torch.empty(shape, dtype=STORAGE[value.dtype], device="meta")
@@ -194,9 +196,40 @@ def _run_node(node: ir.Node, env: Mapping[ir.Value, Any], symbols: Symbols, prob
 
 
 _SHAPED_BY_VALUES = frozenset(
-    "Reshape Expand Slice Squeeze Unsqueeze Tile Pad Resize TopK Split OneHot CumSum CumProd ReduceSum ReduceMean "
-    "ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceSumSquare CenterCropPad "
-    "Trilu Range ConstantOfShape DFT STFT AffineGrid Col2Im MaxUnpool".split()
+    [
+        "Reshape",
+        "Expand",
+        "Slice",
+        "Squeeze",
+        "Unsqueeze",
+        "Tile",
+        "Pad",
+        "Resize",
+        "TopK",
+        "Split",
+        "OneHot",
+        "CumSum",
+        "CumProd",
+        "ReduceSum",
+        "ReduceMean",
+        "ReduceMax",
+        "ReduceMin",
+        "ReduceProd",
+        "ReduceL1",
+        "ReduceL2",
+        "ReduceLogSum",
+        "ReduceLogSumExp",
+        "ReduceSumSquare",
+        "CenterCropPad",
+        "Trilu",
+        "Range",
+        "ConstantOfShape",
+        "DFT",
+        "STFT",
+        "AffineGrid",
+        "Col2Im",
+        "MaxUnpool",
+    ]
 )
 
 
@@ -228,5 +261,7 @@ def check_node(node: ir.Node) -> None:
         return
     except Exception as exc:
         shapes = ", ".join(f"{v.name}: [{', '.join(map(str, v.shape or ()))}]" for v in node.inputs if v is not None)
-        raise ShapeError(f"{node.op_type} refuses ({shapes}): {str(exc).splitlines()[0]}", where=node.name or "") from exc
+        raise ShapeError(
+            f"{node.op_type} refuses ({shapes}): {str(exc).splitlines()[0]}", where=node.name or ""
+        ) from exc
     infer_node(node)

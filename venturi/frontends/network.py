@@ -41,7 +41,8 @@ class Tensor:
         return dtype_name(self.value.dtype)
 
     def _binary(self, op: str, other: Any, swap: bool = False) -> Tensor:
-        return self.network.op(op, other, self) if swap else self.network.op(op, self, other)
+        out: Tensor = self.network.op(op, other, self) if swap else self.network.op(op, self, other)
+        return out
 
     def __add__(self, other: Any) -> Tensor:
         return self._binary("Add", other)
@@ -74,7 +75,8 @@ class Tensor:
         return self._binary("MatMul", other)
 
     def __neg__(self) -> Tensor:
-        return self.network.op("Neg", self)
+        out: Tensor = self.network.op("Neg", self)
+        return out
 
     def __lt__(self, other: Any) -> Tensor:
         return self._binary("Less", other)
@@ -131,7 +133,15 @@ class Network:
         self.graph.append(copy)
         self.graph.outputs.append(copy.outputs[0])
 
-    def op(self, op_type: str, *inputs: Any, domain: str = "", num_outputs: int = 1, name: str | None = None, **attrs: Any) -> Any:
+    def op(
+        self,
+        op_type: str,
+        *inputs: Any,
+        domain: str = "",
+        num_outputs: int = 1,
+        name: str | None = None,
+        **attrs: Any,
+    ) -> Any:
         """Add an operator. Returns its Tensor, or a tuple when num_outputs > 1.
 
         Raises ModelError for unknown operators and attributes, ShapeError when the operator refuses its inputs.
@@ -152,7 +162,9 @@ class Network:
             operands[at] = attrs.pop(key)
         like = next((o for o in operands if isinstance(o, Tensor)), None)
         values = [None if o is None else self._value(o, like) for o in operands]
-        node = make_node(op_type, values, attrs, domain=domain, num_outputs=num_outputs, name=name or fresh_name(op_type))
+        node = make_node(
+            op_type, values, attrs, domain=domain, num_outputs=num_outputs, name=name or fresh_name(op_type)
+        )
         check_node(node)
         self.graph.append(node)
         made = tuple(Tensor(self, v) for v in node.outputs)

@@ -52,10 +52,12 @@ def import_onnx(source: str | Path | bytes | onnx.ModelProto | ir.Model) -> ir.M
 
 def _read(source: Any) -> ir.Model:
     if isinstance(source, ir.Model):
-        return source.clone()
+        copy: ir.Model = source.clone()
+        return copy
     if isinstance(source, onnx.ModelProto):
         with mapped("model", ModelError):
-            return ir.from_proto(source)
+            converted: ir.Model = ir.from_proto(source)
+            return converted
     if isinstance(source, bytes | bytearray):
         return _parse(bytes(source), "bytes")
     path = Path(source)
@@ -74,7 +76,8 @@ def _parse(data: bytes, where: str) -> ir.Model:
     proto = onnx.ModelProto()
     with mapped(where, ModelError):
         proto.ParseFromString(data)
-        return ir.from_proto(proto)
+        parsed: ir.Model = ir.from_proto(proto)
+        return parsed
 
 
 def _check_external(graph: ir.Graph, folder: Path) -> None:
@@ -192,7 +195,7 @@ def _lift_constants(graph: ir.Graph) -> None:
             continue
         old = node.outputs[0]
         value = ir.Value(
-            name=fresh_name(old.name or "const"), shape=ir.Shape(list(tensor.shape)),
+            name=fresh_name(old.name or "const"), shape=ir.Shape(list(tensor.shape.numpy())),
             type=ir.TensorType(tensor.dtype), const_value=tensor,
         )  # fmt: skip
         graph.register_initializer(value)
@@ -225,15 +228,15 @@ def _check_initializer(value: ir.Value) -> None:
     tensor = value.const_value
     if tensor is None:
         raise ModelError(f"initializer {value.name!r} has no data")
-    if any(int(d) < 0 for d in tensor.shape):
+    if any(d < 0 for d in tensor.shape.numpy()):
         raise ModelError(f"initializer {value.name!r} has a negative dimension: {list(tensor.shape)}")
     try:
         array = tensor.numpy()
     except Exception as exc:
         raise ModelError(f"initializer {value.name!r} of shape {list(tensor.shape)} cannot be read: {exc}") from exc
-    if list(array.shape) != [int(d) for d in tensor.shape]:
+    if list(array.shape) != list(tensor.shape.numpy()):
         raise ModelError(f"initializer {value.name!r} has shape {list(array.shape)}, declared {list(tensor.shape)}")
-    value.shape, value.type = ir.Shape(list(tensor.shape)), ir.TensorType(tensor.dtype)
+    value.shape, value.type = ir.Shape(list(tensor.shape.numpy())), ir.TensorType(tensor.dtype)
 
 
 def _drop_initializer_inputs(graph: ir.Graph) -> None:

@@ -39,7 +39,9 @@ def export(source: Any, example: Any = None, dynamic_shapes: Any = None) -> ir.M
             )  # fmt: skip
     except Exception as exc:
         reason = str(exc).strip().splitlines()
-        raise ModelError(f"torch could not export {type(source).__name__}: {reason[0] if reason else type(exc).__name__}") from exc
+        raise ModelError(
+            f"torch could not export {type(source).__name__}: {reason[0] if reason else type(exc).__name__}"
+        ) from exc
     finally:
         if was_training:
             source.train()
@@ -61,7 +63,9 @@ def _arguments(source: Any, example: Any) -> tuple[tuple[Any, ...], dict[str, An
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """The exporter prints and warns about matters its caller cannot change."""
-    loggers = [logging.getLogger(n) for n in ("torch.onnx", "torch.onnx._internal.exporter._registration", "onnxscript")]
+    loggers = [
+        logging.getLogger(n) for n in ("torch.onnx", "torch.onnx._internal.exporter._registration", "onnxscript")
+    ]
     levels = [x.level for x in loggers]
     for x in loggers:
         x.setLevel(logging.ERROR)

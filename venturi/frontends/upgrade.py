@@ -122,8 +122,31 @@ def _gemm_broadcast(node: ir.Node, graph: ir.Graph, version: int) -> None:
     _pop(node, "broadcast")
 
 
-@_before(8, "Sum", "Max", "Min", "Mean", "Relu", "Sigmoid", "Tanh", "Exp", "Log", "Sqrt", "Abs", "Neg", "Floor",
-         "Ceil", "Reciprocal", "Elu", "Selu", "LeakyRelu", "HardSigmoid", "InstanceNormalization", "Clip", "Cast")
+@_before(
+    8,
+    "Sum",
+    "Max",
+    "Min",
+    "Mean",
+    "Relu",
+    "Sigmoid",
+    "Tanh",
+    "Exp",
+    "Log",
+    "Sqrt",
+    "Abs",
+    "Neg",
+    "Floor",
+    "Ceil",
+    "Reciprocal",
+    "Elu",
+    "Selu",
+    "LeakyRelu",
+    "HardSigmoid",
+    "InstanceNormalization",
+    "Clip",
+    "Cast",
+)
 def _drop_consumed(node: ir.Node, graph: ir.Graph, version: int) -> None:
     _pop(node, "consumed_inputs")
 
@@ -227,8 +250,18 @@ def _axes_input(node: ir.Node, graph: ir.Graph, version: int) -> None:
     _attr_to_input(node, graph, "axes", 1)
 
 
-@_before(18, "ReduceMax", "ReduceMin", "ReduceMean", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceLogSum",
-         "ReduceLogSumExp", "ReduceSumSquare")
+@_before(
+    18,
+    "ReduceMax",
+    "ReduceMin",
+    "ReduceMean",
+    "ReduceProd",
+    "ReduceL1",
+    "ReduceL2",
+    "ReduceLogSum",
+    "ReduceLogSumExp",
+    "ReduceSumSquare",
+)
 def _reduce_axes(node: ir.Node, graph: ir.Graph, version: int) -> None:
     _attr_to_input(node, graph, "axes", 1)
 
@@ -272,7 +305,10 @@ def _to_resize(node: ir.Node, scales: ir.Value | None) -> None:
 
 @_before(11, "Scatter")
 def _scatter(node: ir.Node, graph: ir.Graph, version: int) -> None:
-    _replace(node, make_node("ScatterElements", list(node.inputs), {"axis": get_attr(node, "axis", 0)}, name=node.name))
+    _replace(
+        node,
+        make_node("ScatterElements", list(node.inputs), {"axis": get_attr(node, "axis", 0)}, name=node.name),
+    )
 
 
 @_before(9, "Scan")
@@ -328,5 +364,3 @@ def _label_encoder(node: ir.Node, graph: ir.Graph, version: int) -> None:
         _set(node, keys_strings=classes, values_int64s=positions, default_int64=fallback_int)
     else:
         _set(node, keys_int64s=positions, values_strings=classes, default_string=fallback_text)
-
-

@@ -66,7 +66,10 @@ def constant(graph: ir.Graph, array: np.ndarray[Any, Any] | ir.TensorProtocol, s
     """Register an initializer in `graph` and return its value."""
     tensor = ir.tensor(array) if isinstance(array, np.ndarray) else array
     value = ir.Value(
-        name=fresh_name(stem), shape=ir.Shape(list(tensor.shape)), type=ir.TensorType(tensor.dtype), const_value=tensor
+        name=fresh_name(stem),
+        shape=ir.Shape(list(tensor.shape.numpy())),
+        type=ir.TensorType(tensor.dtype),
+        const_value=tensor,
     )
     graph.register_initializer(value)
     return value
@@ -115,8 +118,8 @@ def static_shape(value: ir.Value | None) -> list[int] | None:
     """The shape when every dimension is a known number, else None."""
     if value is None or value.shape is None:
         return None
-    dims = list(value.shape)
-    return [int(d) for d in dims] if all(isinstance(d, int) for d in dims) else None  # type: ignore[call-overload]
+    dims = [d for d in value.shape if isinstance(d, int)]
+    return dims if len(dims) == len(value.shape) else None
 
 
 def rank(value: ir.Value | None) -> int | None:

@@ -66,9 +66,7 @@ def form_region(kind: str, nodes: Sequence[ir.Node]) -> ir.Node:
         value.name = fresh_name(value.name or "out")
         region_outputs.append(outer)
     mapping = dict(zip(outputs, region_outputs))
-    region = ir.Node(
-        DOMAIN, REGION, list(inputs), [attr("kind", kind)], outputs=region_outputs, name=fresh_name(kind)
-    )
+    region = ir.Node(DOMAIN, REGION, list(inputs), [attr("kind", kind)], outputs=region_outputs, name=fresh_name(kind))
     graph.insert_after(anchor, region)
     for inner, outer in mapping.items():
         for user, index in list(inner.uses()):

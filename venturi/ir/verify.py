@@ -30,10 +30,10 @@ def _verify(graph: ir.Graph, outer: set[ir.Value], after: str) -> None:
         if not value.is_graph_input():
             define(value)
     for node in graph:
-        for value in node.inputs:
-            if value is not None and value not in known:
+        for read in node.inputs:
+            if read is not None and read not in known:
                 raise InternalError(
-                    f"node {node.name!r} ({node.op_type}) reads {value.name!r} before it is defined",
+                    f"node {node.name!r} ({node.op_type}) reads {read.name!r} before it is defined",
                     where=f"after {after}",
                 )
         for sub in subgraphs(node):

@@ -153,9 +153,7 @@ def bias_softmax(x: T, bias: T, *, axis: int = 1, is_inner_broadcast: int = 1) -
 
 
 @op("Dropout")
-def dropout(
-    x: T, ratio: T | None = None, training_mode: T | None = None, *, seed: int | None = None
-) -> tuple[T, T]:
+def dropout(x: T, ratio: T | None = None, training_mode: T | None = None, *, seed: int | None = None) -> tuple[T, T]:
     p = 0.5 if ratio is None else float(ratio)
     if training_mode is None or not bool(training_mode) or p == 0:
         return x, torch.ones_like(x, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Attention: the standard's one operator with masks, caches, windows and soft cap, rotary embedding, linear attention."""
+"""Attention with masks, caches, windows and soft cap; rotary embedding; linear attention."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def split_heads(x: T, heads: int | None) -> T:
     if x.dim() == 4:
         return x
     assert heads, "3-D attention inputs need the number of heads"
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return x.reshape(x.shape[0], x.shape[1], heads, -1).transpose(1, 2)
 
 
 def merge_heads(x: T) -> T:
@@ -73,7 +73,14 @@ def attention(
     allowed = _allowed(q, k, offset, nonpad, is_causal, left_window_size, right_window_size)
     bias = None if mask is None else _pad_mask(mask, k.shape[2])
     outputs = 1 if ctx is None else ctx.num_outputs
-    if outputs < 4 and softcap == 0.0 and softmax_precision is None and q.dtype == v.dtype and bias is None and allowed is None:
+    if (
+        outputs < 4
+        and softcap == 0.0
+        and softmax_precision is None
+        and q.dtype == v.dtype
+        and bias is None
+        and allowed is None
+    ):
         y = F.scaled_dot_product_attention(q, repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1]), scale=factor)
         scores = None
     else:
@@ -82,9 +89,7 @@ def attention(
     return y if outputs == 1 else (y, k, v, scores)
 
 
-def _allowed(
-    q: T, k: T, offset: int | T, nonpad: T | None, causal: int, left: int, right: int
-) -> T | None:
+def _allowed(q: T, k: T, offset: int | T, nonpad: T | None, causal: int, left: int, right: int) -> T | None:
     """Boolean [B or 1, 1, Sq, Sk] of the pairs that causality, windows and padding leave, or None for all."""
     query = torch.arange(q.shape[2], device=q.device)[:, None]
     key = torch.arange(k.shape[2], device=q.device)[None, :]

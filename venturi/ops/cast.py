@@ -43,7 +43,7 @@ def convert(x: Any, source: DT, target: DT, *, saturate: bool = True, round_mode
     return x.to(STORAGE[target])
 
 
-def _to_fp8(x: T, target: DT, saturate: bool) -> T:
+def _to_fp8(x: T, target: DT, saturate: bool) -> Any:
     x = x.float()
     if not saturate:
         return to_torch(x.cpu().numpy().astype(numpy_dtype(target))).to(x.device)
@@ -77,7 +77,7 @@ def _to_sub_byte(x: T, target: DT) -> T:
     return value.to(STORAGE[target])
 
 
-def _from_strings(x: np.ndarray[Any, Any], target: DT) -> T:
+def _from_strings(x: np.ndarray[Any, Any], target: DT) -> Any:
     try:
         floats = np.asarray(x, dtype=object).reshape(-1)
         if target in (DT.INT64, DT.INT32, DT.INT16, DT.INT8, DT.UINT8, DT.UINT16, DT.UINT32, DT.UINT64):
@@ -90,7 +90,7 @@ def _from_strings(x: np.ndarray[Any, Any], target: DT) -> T:
     return convert(out, logical_dtype(out), target)
 
 
-def _to_strings(x: T, source: DT) -> np.ndarray[Any, Any]:
+def _to_strings(x: T, source: DT) -> Any:
     array = to_numpy(x, source)
     if array.dtype.kind == "b":
         return np.vectorize(lambda v: "1" if v else "0", otypes=[object])(array)
@@ -118,6 +118,6 @@ def cast_like(x: Any, like: Any, *, saturate: int = 1, round_mode: str = "up", c
 
 
 @op("BitCast", ulps=0.0)
-def bit_cast(x: T, *, to: int) -> T:
+def bit_cast(x: T, *, to: int) -> Any:
     array = to_numpy(x).view(numpy_dtype(DT(to)))
     return to_torch(np.asarray(array).reshape(x.shape)).to(x.device)

@@ -38,7 +38,9 @@ def loop(trips: T | None, condition: T | None, *carried: Any, body: Body, ctx: O
         rows.append(result[1 + len(carried) :])
         i += 1
     scans = ctx.num_outputs - len(carried)
-    stacked = [_stack([r[j] for r in rows], ctx.out_dtypes[len(carried) + j] if ctx.out_dtypes else None) for j in range(scans)]
+    stacked = [
+        _stack([r[j] for r in rows], ctx.out_dtypes[len(carried) + j] if ctx.out_dtypes else None) for j in range(scans)
+    ]
     return (*state, *stacked)
 
 
@@ -83,7 +85,12 @@ def scan(
 
 @op("BatchedScan", CONTROL, domain=VENTURI, ulps=0.0)
 def batched_scan(
-    lengths: T | None, *inputs: Any, body: Body, num_scan_inputs: int, directions: list[int] | None = None, ctx: OpContext
+    lengths: T | None,
+    *inputs: Any,
+    body: Body,
+    num_scan_inputs: int,
+    directions: list[int] | None = None,
+    ctx: OpContext,
 ) -> tuple[Any, ...]:
     """Scan of opset 8: every input has a leading batch axis, rows may have their own lengths."""
     split = len(inputs) - num_scan_inputs
@@ -91,10 +98,7 @@ def batched_scan(
     for b in range(inputs[0].shape[0]):
         length = None if lengths is None else int(lengths[b])
         scanned = [x[b] if length is None else x[b, :length] for x in inputs[split:]]
-        rows.append(
-            scan(
-                *(x[b] for x in inputs[:split]), *scanned, body=body, num_scan_inputs=num_scan_inputs,
-                scan_input_directions=directions, ctx=ctx,
-            )  # fmt: skip
-        )
+        states = [x[b] for x in inputs[:split]]
+        options: dict[str, Any] = {"num_scan_inputs": num_scan_inputs, "scan_input_directions": directions}
+        rows.append(scan(*states, *scanned, body=body, ctx=ctx, **options))
     return tuple(torch.stack([r[j] for r in rows]) for j in range(len(rows[0])))

@@ -22,7 +22,12 @@ def _transpose_flops(ins: Shapes, outs: Shapes, attrs: dict[str, Any]) -> float:
 
 
 def resolve_pads(
-    auto_pad: str, sizes: list[int], kernel: list[int], strides: list[int], dilations: list[int], pads: list[int] | None
+    auto_pad: str,
+    sizes: list[int],
+    kernel: list[int],
+    strides: list[int],
+    dilations: list[int],
+    pads: list[int] | None,
 ) -> list[int]:
     """Explicit padding [begin..., end...] for every auto_pad mode.
 

@@ -191,8 +191,7 @@ def max_unpool(
     n = len(kernel_shape)
     pads, strides = pads or [0] * 2 * n, strides or [1] * n
     natural = [
-        (s - 1) * st - pads[i] - pads[i + n] + k
-        for i, (s, st, k) in enumerate(zip(x.shape[2:], strides, kernel_shape))
+        (s - 1) * st - pads[i] - pads[i + n] + k for i, (s, st, k) in enumerate(zip(x.shape[2:], strides, kernel_shape))
     ]
     want = natural if output_shape is None else [int(v) for v in output_shape.tolist()][2:]
     flat = torch.zeros(int(np.prod(x.shape[:2])) * int(np.prod(natural)), dtype=x.dtype)

@@ -27,9 +27,7 @@ def softmax_cross_entropy_loss(
     x: T, target: T, weight: T | None = None, *, ignore_index: int | None = None, reduction: str = "mean"
 ) -> tuple[T, T]:
     log_probability = torch.log_softmax(x, 1)
-    loss = negative_log_likelihood_loss(
-        log_probability, target, weight, ignore_index=ignore_index, reduction=reduction
-    )
+    loss = negative_log_likelihood_loss(log_probability, target, weight, ignore_index=ignore_index, reduction=reduction)
     return loss, log_probability
 
 

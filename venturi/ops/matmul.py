@@ -72,13 +72,11 @@ def matmul_integer(a: T, b: T, a_zero: T | None = None, b_zero: T | None = None)
 @op("Einsum", CONTRACT, ulps=64)
 def einsum(*xs: T, equation: str) -> T:
     wide = [x.to(torch.int64) if x.dtype in (torch.uint16, torch.uint32, torch.uint64) else x for x in xs]
-    return torch.einsum(_rename(equation), *wide).to(xs[0].dtype)
-
-
-def _rename(equation: str) -> str:
-    return equation.replace(" ", "")
+    y: T = torch.einsum(equation.replace(" ", ""), *wide)
+    return y.to(xs[0].dtype)
 
 
 @op("Det", ulps=64)
 def det(x: T) -> T:
-    return torch.linalg.det(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x).to(x.dtype)
+    y: T = torch.linalg.det(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x)
+    return y.to(x.dtype)

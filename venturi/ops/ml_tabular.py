@@ -116,7 +116,7 @@ def label_encoder(
         for v in to_numpy(x).reshape(-1).tolist()
     ]
     out = np.array(flat, dtype=kind).reshape(x.shape)
-    return out if kind == object else torch.from_numpy(out)
+    return out if kind.kind == "O" else torch.from_numpy(out)
 
 
 def _first(*candidates: Any) -> list[Any]:
@@ -127,12 +127,17 @@ def _first(*candidates: Any) -> list[Any]:
 
 
 def _default(kind: Any) -> Any:
-    return "_Unused" if kind == object else -1 if kind.kind in "iu" else -0.0
+    return "_Unused" if kind.kind == "O" else -1 if kind.kind in "iu" else -0.0
 
 
 @op("CategoryMapper", domain=ML, ulps=0.0)
 def category_mapper(
-    x: Any, *, cats_int64s: list[int], cats_strings: list[str], default_int64: int = -1, default_string: str = "_Unused"
+    x: Any,
+    *,
+    cats_int64s: list[int],
+    cats_strings: list[str],
+    default_int64: int = -1,
+    default_string: str = "_Unused",
 ) -> Any:
     if isinstance(x, np.ndarray):
         table = dict(zip(cats_strings, cats_int64s))
@@ -160,7 +165,10 @@ def one_hot_encoder(
 
 @op("DictVectorizer", domain=ML, ulps=0.0)
 def dict_vectorizer(
-    x: dict[Any, Any], *, int64_vocabulary: list[int] | None = None, string_vocabulary: list[str] | None = None
+    x: dict[Any, Any],
+    *,
+    int64_vocabulary: list[int] | None = None,
+    string_vocabulary: list[str] | None = None,
 ) -> Any:
     vocabulary: list[Any] = list(string_vocabulary if string_vocabulary is not None else int64_vocabulary or [])
     values = [x.get(k) for k in vocabulary]
@@ -188,7 +196,12 @@ def zip_map(
 
 @op("LinearRegressor", domain=ML, ulps=64)
 def linear_regressor(
-    x: T, *, coefficients: list[float], intercepts: list[float] | None = None, post_transform: str = "NONE", targets: int = 1
+    x: T,
+    *,
+    coefficients: list[float],
+    intercepts: list[float] | None = None,
+    post_transform: str = "NONE",
+    targets: int = 1,
 ) -> T:
     y = x.float() @ torch.tensor(coefficients).reshape(targets, -1).T
     y = y + torch.tensor(intercepts) if intercepts else y
@@ -215,7 +228,7 @@ def linear_classifier(
     y = y + torch.tensor(intercepts) if intercepts else y
     if y.shape[1] == 1 and len(labels) == 2:
         index = (y[:, 0] > (0.5 if post_transform == "LOGISTIC" else 0)).long()
-        y = torch.cat([-y, y], 1) if post_transform != "LOGISTIC" else torch.cat([-y, y], 1)
+        y = torch.cat([-y, y], 1)
     else:
         index = y.argmax(1)
     return pick_labels(index, classlabels_ints, classlabels_strings), _post(y, post_transform)
@@ -281,7 +294,7 @@ def svm_classifier(
     k = _kernel(x.float(), vectors, kernel_type, kernel_params or [])
     starts = np.concatenate([[0], np.cumsum(counts)])
     votes = torch.zeros(x.shape[0], len(counts))
-    decisions = []
+    decisions: list[T] = []
     for i in range(len(counts)):
         for j in range(i + 1, len(counts)):
             a, b = slice(starts[i], starts[i + 1]), slice(starts[j], starts[j + 1])
@@ -309,7 +322,7 @@ def _pairwise_probability(decisions: T, n: int, prob_a: list[float], prob_b: lis
             r[:, i, j], r[:, j, i] = p, 1 - p
             pair += 1
     q = -r.mT * r
-    q = q + torch.diag_embed(r.mT.square().sum(-1) if False else r.square().sum(1))
+    q = q + torch.diag_embed(r.square().sum(1))
     p = torch.full((decisions.shape[0], n), 1.0 / n, dtype=torch.float64)
     for _ in range(100):
         for t in range(n):

@@ -11,7 +11,16 @@ from venturi.ops.ml_tabular import pick_labels, post_transform
 from venturi.ops.table import ML, op
 
 T = torch.Tensor
-_MODES = ["BRANCH_LEQ", "BRANCH_LT", "BRANCH_GTE", "BRANCH_GT", "BRANCH_EQ", "BRANCH_NEQ", "BRANCH_MEMBER", "LEAF"]
+_MODES = [
+    "BRANCH_LEQ",
+    "BRANCH_LT",
+    "BRANCH_GTE",
+    "BRANCH_GT",
+    "BRANCH_EQ",
+    "BRANCH_NEQ",
+    "BRANCH_MEMBER",
+    "LEAF",
+]
 _LEAF = _MODES.index("LEAF")
 _POST = ["NONE", "SOFTMAX", "LOGISTIC", "SOFTMAX_ZERO", "PROBIT"]
 
@@ -57,9 +66,7 @@ def _legacy_forest(a: dict[str, Any], dtype: torch.dtype) -> tuple[Forest, dict[
     modes = [_MODES.index(m) for m in a["nodes_modes"]]
 
     def child(field: str) -> T:
-        return torch.tensor(
-            [i if modes[i] == _LEAF else number[t, c] for i, (t, c) in enumerate(zip(trees, a[field]))]
-        )
+        return torch.tensor([i if modes[i] == _LEAF else number[t, c] for i, (t, c) in enumerate(zip(trees, a[field]))])
 
     seen: dict[int, int] = {}
     for i, t in enumerate(trees):
@@ -97,7 +104,7 @@ def _weights(values: list[float] | None, tensor: T | None) -> T | None:
 
 @op("TreeEnsembleRegressor", domain=ML, ulps=64)
 def tree_ensemble_regressor(x: T, **a: Any) -> T:
-    attrs = {k: a.get(k) for k in _LEGACY} | a
+    attrs: dict[str, Any] = {k: a.get(k) for k in _LEGACY} | a
     forest, number = _legacy_forest(attrs, x.dtype if x.dtype.is_floating_point else torch.float32)
     weights = _weights(attrs.get("target_weights"), attrs.get("target_weights_as_tensor"))
     assert weights is not None, "TreeEnsembleRegressor needs target weights"
@@ -112,7 +119,7 @@ def tree_ensemble_regressor(x: T, **a: Any) -> T:
 
 @op("TreeEnsembleClassifier", domain=ML, ulps=64)
 def tree_ensemble_classifier(x: T, **a: Any) -> tuple[Any, T]:
-    attrs = {k: a.get(k) for k in _LEGACY} | a
+    attrs: dict[str, Any] = {k: a.get(k) for k in _LEGACY} | a
     forest, number = _legacy_forest(attrs, x.dtype if x.dtype.is_floating_point else torch.float32)
     weights = _weights(attrs.get("class_weights"), attrs.get("class_weights_as_tensor"))
     assert weights is not None, "TreeEnsembleClassifier needs class weights"

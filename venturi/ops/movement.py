@@ -111,9 +111,7 @@ _PAD_MODES = {"reflect": "reflect", "edge": "edge", "wrap": "wrap"}
 
 
 @op("Pad", VIEW, ulps=0.0)
-def pad(
-    x: T, pads: T, value: T | None = None, axes: T | None = None, *, mode: str = "constant"
-) -> T:
+def pad(x: T, pads: T, value: T | None = None, axes: T | None = None, *, mode: str = "constant") -> T:
     amounts = _ints(pads)
     dims = list(range(x.dim())) if axes is None else [a % x.dim() for a in _ints(axes)]
     half = len(dims)

@@ -27,7 +27,11 @@ def batch_normalization(
 ) -> Any:
     shape = [1, -1, *[1] * (x.dim() - 2)]
     if not training_mode:
-        factor = scale.float() * torch.rsqrt(var.float() + epsilon) if scale.dtype != torch.float64 else scale * torch.rsqrt(var + epsilon)
+        factor = (
+            scale.float() * torch.rsqrt(var.float() + epsilon)
+            if scale.dtype != torch.float64
+            else scale * torch.rsqrt(var + epsilon)
+        )
         shift = bias - mean * factor
         y = widen(x) * factor.reshape(shape) + shift.reshape(shape)
         return y.to(x.dtype)
@@ -58,7 +62,11 @@ def layer_normalization(
 ) -> Any:
     axis %= max(x.dim(), 1)
     dims = list(x.shape[axis:])
-    if (ctx is None or ctx.num_outputs == 1) and list(scale.shape) == dims and (bias is None or bias.shape == scale.shape):
+    if (
+        (ctx is None or ctx.num_outputs == 1)
+        and list(scale.shape) == dims
+        and (bias is None or bias.shape == scale.shape)
+    ):
         return F.layer_norm(x, dims, scale, bias, epsilon)
     wide = x.float() if stash_type == 1 else widen(x)
     axes = list(range(axis, x.dim()))
@@ -81,9 +89,7 @@ op("SimplifiedLayerNormalization", REDUCE, ulps=32)(rms_normalization)
 
 
 @op("GroupNormalization", REDUCE, ulps=32)
-def group_normalization(
-    x: T, scale: T, bias: T, *, num_groups: int, epsilon: float = 1e-5, stash_type: int = 1
-) -> T:
+def group_normalization(x: T, scale: T, bias: T, *, num_groups: int, epsilon: float = 1e-5, stash_type: int = 1) -> T:
     return F.group_norm(widen(x), num_groups, widen(scale), widen(bias), epsilon).to(x.dtype)
 
 

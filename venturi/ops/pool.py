@@ -27,9 +27,7 @@ class Window:
             attrs.get("auto_pad", "NOTSET"), sizes, kernel, self.strides, self.dilations, attrs.get("pads")
         )
         self.out = [self._size(i, sizes[i], bool(attrs.get("ceil_mode"))) for i in range(n)]
-        self.extent = [
-            (self.out[i] - 1) * self.strides[i] + (kernel[i] - 1) * self.dilations[i] + 1 for i in range(n)
-        ]
+        self.extent = [(self.out[i] - 1) * self.strides[i] + (kernel[i] - 1) * self.dilations[i] + 1 for i in range(n)]
 
     def _size(self, i: int, size: int, ceil: bool) -> int:
         """A window that would start in the end padding is dropped."""
@@ -87,7 +85,13 @@ def max_pool(
     strides: list[int] | None = None,
     ctx: Any = None,
 ) -> Any:
-    attrs = {"auto_pad": auto_pad, "ceil_mode": ceil_mode, "dilations": dilations, "pads": pads, "strides": strides}
+    attrs = {
+        "auto_pad": auto_pad,
+        "ceil_mode": ceil_mode,
+        "dilations": dilations,
+        "pads": pads,
+        "strides": strides,
+    }
     w = Window(x, kernel_shape, attrs)
     n = len(kernel_shape)
     if (ctx is None or ctx.num_outputs < 2) and _plain(w, x):
@@ -103,7 +107,8 @@ def max_pool(
 def _flat_index(x: T, w: Window, which: T, storage_order: int) -> T:
     """Index of each maximum in the flattened input."""
     n = len(w.kernel)
-    position, coordinates = which, []
+    position = which
+    coordinates: list[T] = []
     for i in reversed(range(n)):
         tap = position % w.kernel[i]
         position = position // w.kernel[i]
@@ -132,7 +137,13 @@ def average_pool(
     pads: list[int] | None = None,
     strides: list[int] | None = None,
 ) -> T:
-    attrs = {"auto_pad": auto_pad, "ceil_mode": ceil_mode, "dilations": dilations, "pads": pads, "strides": strides}
+    attrs = {
+        "auto_pad": auto_pad,
+        "ceil_mode": ceil_mode,
+        "dilations": dilations,
+        "pads": pads,
+        "strides": strides,
+    }
     w = Window(x, kernel_shape, attrs)
     n = len(kernel_shape)
     if _plain(w, x) and all(d == 1 for d in w.dilations):

@@ -17,7 +17,7 @@ T = torch.Tensor
 
 def _align(p: T, x: T, axis: int, block_size: int) -> T:
     """Broadcast a scale or zero point over `x`: per tensor, per axis, or per block along the axis."""
-    if p.dim() == 0 or p.numel() == 1 and block_size == 0:
+    if p.dim() == 0 or (p.numel() == 1 and block_size == 0):
         return p.reshape([1] * x.dim())
     axis %= x.dim()
     if block_size:
@@ -39,7 +39,7 @@ def quantize_linear(
     precision: int = 0,
     saturate: int = 1,
     ctx: OpContext | None = None,
-) -> T:
+) -> Any:
     target = DT(output_dtype) if output_dtype else DT.UINT8
     if zero is not None:
         target = (ctx.in_dtypes[2] if ctx else None) or logical_dtype(zero)
@@ -81,18 +81,14 @@ def dynamic_quantize_linear(x: T) -> tuple[T, T, T]:
 
 
 def _requantize(y: T, scale: T, zero: T | None, target: torch.dtype) -> T:
-    z = 0 if zero is None else zero.to(torch.int64)
-    limits = torch.iinfo(target) if not target.is_floating_point else None
-    rounded = torch.round(y / scale)
-    if limits is None:
-        return convert((rounded + widen(zero) if zero is not None else y / scale).float(), DT.FLOAT, logical_dtype(zero))
-    return (rounded.double() + z).clamp(limits.min, limits.max).to(target)
+    """round(y / scale) + zero, saturated to `target`."""
+    limits = torch.iinfo(target)
+    offset = 0 if zero is None else zero.to(torch.int64)
+    return (torch.round(y / scale).double() + offset).clamp(limits.min, limits.max).to(target)
 
 
 @op("QLinearMatMul", CONTRACT, ulps=1.0)
-def qlinear_matmul(
-    a: T, a_scale: T, a_zero: T, b: T, b_scale: T, b_zero: T, y_scale: T, y_zero: T
-) -> T:
+def qlinear_matmul(a: T, a_scale: T, a_zero: T, b: T, b_scale: T, b_zero: T, y_scale: T, y_zero: T) -> Any:
     def real(x: T, scale: T, zero: T, axis: int) -> T:
         if zero.dim() == 1 and zero.numel() > 1 and x.dim() >= 2:
             shape = [1] * x.dim()
@@ -131,7 +127,14 @@ def qlinear_conv(
 
 def _qlinear_binary(name: str, fn: Any) -> None:
     def reference(
-        a: T, a_scale: T, a_zero: T | None, b: T, b_scale: T, b_zero: T | None, c_scale: T, c_zero: T | None = None
+        a: T,
+        a_scale: T,
+        a_zero: T | None,
+        b: T,
+        b_scale: T,
+        b_zero: T | None,
+        c_scale: T,
+        c_zero: T | None = None,
     ) -> T:
         x = dequantize_linear(a, a_scale.float(), a_zero)
         y = dequantize_linear(b, b_scale.float(), b_zero)
@@ -158,9 +161,7 @@ def qlinear_leaky_relu(
 
 
 @op("QLinearGlobalAveragePool", domain=CONTRIB, ulps=1.0)
-def qlinear_global_average_pool(
-    x: T, x_scale: T, x_zero: T, y_scale: T, y_zero: T, *, channels_last: int = 0
-) -> T:
+def qlinear_global_average_pool(x: T, x_scale: T, x_zero: T, y_scale: T, y_zero: T, *, channels_last: int = 0) -> T:
     dims = list(range(1, x.dim() - 1)) if channels_last else list(range(2, x.dim()))
     return _requantize(dequantize_linear(x, x_scale, x_zero).mean(dims, keepdim=True), y_scale, y_zero, x.dtype)
 
@@ -197,7 +198,13 @@ def qgemm(
 
 @op("MatMulIntegerToFloat", CONTRACT, domain=CONTRIB, ulps=8.0)
 def matmul_integer_to_float(
-    a: T, b: T, a_scale: T, b_scale: T, a_zero: T | None = None, b_zero: T | None = None, bias: T | None = None
+    a: T,
+    b: T,
+    a_scale: T,
+    b_scale: T,
+    a_zero: T | None = None,
+    b_zero: T | None = None,
+    bias: T | None = None,
 ) -> T:
     x = a.double() - (0 if a_zero is None else a_zero.double())
     w = b.double() - (0 if b_zero is None else b_zero.double())

@@ -26,22 +26,30 @@ def _type(dtype: int | None, like: T | None) -> torch.dtype:
 
 
 @op("RandomNormal", RANDOM)
-def random_normal(*, shape: list[int], dtype: int = 1, mean: float = 0.0, scale: float = 1.0, seed: float | None = None) -> T:
+def random_normal(
+    *, shape: list[int], dtype: int = 1, mean: float = 0.0, scale: float = 1.0, seed: float | None = None
+) -> T:
     return (torch.randn(shape, generator=_generator(seed)) * scale + mean).to(_type(dtype, None))
 
 
 @op("RandomUniform", RANDOM)
-def random_uniform(*, shape: list[int], dtype: int = 1, high: float = 1.0, low: float = 0.0, seed: float | None = None) -> T:
+def random_uniform(
+    *, shape: list[int], dtype: int = 1, high: float = 1.0, low: float = 0.0, seed: float | None = None
+) -> T:
     return (torch.rand(shape, generator=_generator(seed)) * (high - low) + low).to(_type(dtype, None))
 
 
 @op("RandomNormalLike", RANDOM)
-def random_normal_like(x: T, *, dtype: int | None = None, mean: float = 0.0, scale: float = 1.0, seed: float | None = None) -> T:
+def random_normal_like(
+    x: T, *, dtype: int | None = None, mean: float = 0.0, scale: float = 1.0, seed: float | None = None
+) -> T:
     return (torch.randn(x.shape, generator=_generator(seed)) * scale + mean).to(_type(dtype, x))
 
 
 @op("RandomUniformLike", RANDOM)
-def random_uniform_like(x: T, *, dtype: int | None = None, high: float = 1.0, low: float = 0.0, seed: float | None = None) -> T:
+def random_uniform_like(
+    x: T, *, dtype: int | None = None, high: float = 1.0, low: float = 0.0, seed: float | None = None
+) -> T:
     return (torch.rand(x.shape, generator=_generator(seed)) * (high - low) + low).to(_type(dtype, x))
 
 

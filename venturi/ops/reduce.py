@@ -20,7 +20,11 @@ def _axes(x: T, axes: T | None, noop: int) -> list[int] | None:
 
 
 def _register(
-    name: str, fn: Callable[[T, list[int], bool], T], *, before: Callable[[T], T] | None = None, ulps: float = 32.0
+    name: str,
+    fn: Callable[[T, list[int], bool], T],
+    *,
+    before: Callable[[T], T] | None = None,
+    ulps: float = 32.0,
 ) -> None:
     """`before` is the pointwise part, which still applies when there is nothing to reduce."""
 
@@ -68,8 +72,10 @@ def _highest(dtype: torch.dtype) -> float:
 
 
 def _mean(x: T, d: list[int], k: bool) -> T:
-    return x.mean(d, k) if x.dtype.is_floating_point else torch.div(
-        x.sum(d, k), int(np.prod([x.shape[i] for i in d])), rounding_mode="trunc"
+    return (
+        x.mean(d, k)
+        if x.dtype.is_floating_point
+        else torch.div(x.sum(d, k), int(np.prod([x.shape[i] for i in d])), rounding_mode="trunc")
     )
 
 

@@ -66,7 +66,7 @@ def resize_matrix(size_in: int, size_out: int, scale: float, spec: dict[str, Any
     stretch = max(1.0, 1.0 / scale) if spec["antialias"] else 1.0
     reach = (1 if spec["mode"] == "linear" else 2) * stretch
     for o in range(size_out):
-        taps = np.arange(math.floor(x[o] - reach) , math.ceil(x[o] + reach) + 1)
+        taps = np.arange(math.floor(x[o] - reach), math.ceil(x[o] + reach) + 1)
         w = _kernel((taps - x[o]) / stretch, spec["mode"], spec["cubic"])
         valid = (taps >= 0) & (taps < size_in)
         if spec["exclude"]:
@@ -171,7 +171,8 @@ def _grid_sample_nd(x: T, grid: T, align: bool, padding: str) -> T:
             valid = valid & ok
             w = w * weights[i][..., t]
         for b in range(x.shape[0]):
-            value = x[b][(slice(None), *(ix[b] for ix in index))]
+            where: tuple[Any, ...] = (slice(None), *(ix[b] for ix in index))
+            value = x[b][where]
             out[b] += value * (w[b] * valid[b])
     return out
 
@@ -182,7 +183,7 @@ def _border(i: T, size: int, padding: str, align: bool) -> tuple[T, T]:
         return i.clamp(0, size - 1), inside
     if padding == "reflection":
         period = 2 * (size - 1) if align else 2 * size
-        j = (i if align else i) % max(period, 1)
+        j = i % max(period, 1)
         i = torch.where(j >= size, period - j - (0 if align else 1), j)
     return i.clamp(0, size - 1), torch.ones_like(inside)
 

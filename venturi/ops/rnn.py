@@ -38,16 +38,37 @@ def _activations(kind: str, attrs: dict[str, Any], directions: int) -> list[list
         fn = _ACTIVATIONS.get(name.lower())
         if fn is None:
             raise ModelError(f"{kind} activation {name!r} is unknown; known: {sorted(_ACTIVATIONS)}")
-        takes_alpha = name.lower() in ("affine", "leakyrelu", "thresholdedrelu", "scaledtanh", "hardsigmoid", "elu")
+        takes_alpha = name.lower() in (
+            "affine",
+            "leakyrelu",
+            "thresholdedrelu",
+            "scaledtanh",
+            "hardsigmoid",
+            "elu",
+        )
         takes_beta = name.lower() in ("affine", "scaledtanh", "hardsigmoid")
         a = alphas.pop(0) if takes_alpha and alphas else None
         b = betas.pop(0) if takes_beta and betas else None
-        out.append(lambda x, fn=fn, a=a, b=b: fn(x if clip is None else x.clamp(-clip, clip), a, b))
+        out.append(_bound(fn, a, b, clip))
     per = len(out) // directions
     return [out[i * per : (i + 1) * per] for i in range(directions)]
 
 
-def _run(kind: str, x: T, w: T, r: T, b: T | None, lengths: T | None, states: list[T | None], p: T | None, attrs: dict[str, Any]) -> tuple[T, list[T]]:
+def _bound(fn: Callable[..., T], a: float | None, b: float | None, clip: float | None) -> Callable[[T], T]:
+    return lambda x: fn(x if clip is None else x.clamp(-clip, clip), a, b)
+
+
+def _run(
+    kind: str,
+    x: T,
+    w: T,
+    r: T,
+    b: T | None,
+    lengths: T | None,
+    states: list[T | None],
+    p: T | None,
+    attrs: dict[str, Any],
+) -> tuple[T, list[T]]:
     """x [time, batch, in] → outputs [time, directions, batch, hidden] and the last states, per direction stacked."""
     hidden, directions = attrs.get("hidden_size") or r.shape[-1], w.shape[0]
     acts = _activations(kind, attrs, directions)
@@ -111,7 +132,18 @@ def _lstm_step(r: T, rb: T, acts: list[Callable[[T], T]], p: T | None, attrs: di
 _STEPS: dict[str, Callable[..., Step]] = {"RNN": _rnn_step, "GRU": _gru_step, "LSTM": _lstm_step}
 
 
-def _recurrent(kind: str, x: T, w: T, r: T, b: T | None, lengths: T | None, states: list[T | None], p: T | None, layout: int, attrs: dict[str, Any]) -> tuple[T, ...]:
+def _recurrent(
+    kind: str,
+    x: T,
+    w: T,
+    r: T,
+    b: T | None,
+    lengths: T | None,
+    states: list[T | None],
+    p: T | None,
+    layout: int,
+    attrs: dict[str, Any],
+) -> tuple[T, ...]:
     if layout:
         x = x.transpose(0, 1)
         states = [None if s is None else s.transpose(0, 1) for s in states]
@@ -128,8 +160,8 @@ def rnn(
     activations: list[str] | None = None, clip: float | None = None, direction: str = "forward",
     hidden_size: int | None = None, layout: int = 0,
 ) -> tuple[T, ...]:  # fmt: skip
-    attrs = dict(activation_alpha=activation_alpha, activation_beta=activation_beta, activations=activations,
-                 clip=clip, direction=direction, hidden_size=hidden_size)  # fmt: skip
+    attrs = {"activation_alpha": activation_alpha, "activation_beta": activation_beta, "activations": activations,
+             "clip": clip, "direction": direction, "hidden_size": hidden_size}  # fmt: skip
     return _recurrent("RNN", x, w, r, b, lengths, [h0], None, layout, attrs)
 
 
@@ -140,9 +172,9 @@ def gru(
     activations: list[str] | None = None, clip: float | None = None, direction: str = "forward",
     hidden_size: int | None = None, layout: int = 0, linear_before_reset: int = 0,
 ) -> tuple[T, ...]:  # fmt: skip
-    attrs = dict(activation_alpha=activation_alpha, activation_beta=activation_beta, activations=activations,
-                 clip=clip, direction=direction, hidden_size=hidden_size,
-                 linear_before_reset=linear_before_reset)  # fmt: skip
+    attrs = {"activation_alpha": activation_alpha, "activation_beta": activation_beta, "activations": activations,
+             "clip": clip, "direction": direction, "hidden_size": hidden_size,
+             "linear_before_reset": linear_before_reset}  # fmt: skip
     return _recurrent("GRU", x, w, r, b, lengths, [h0], None, layout, attrs)
 
 
@@ -154,6 +186,7 @@ def lstm(
     activations: list[str] | None = None, clip: float | None = None, direction: str = "forward",
     hidden_size: int | None = None, input_forget: int = 0, layout: int = 0,
 ) -> tuple[T, ...]:  # fmt: skip
-    attrs = dict(activation_alpha=activation_alpha, activation_beta=activation_beta, activations=activations,
-                 clip=clip, direction=direction, hidden_size=hidden_size, input_forget=input_forget)  # fmt: skip
+    attrs = {"activation_alpha": activation_alpha, "activation_beta": activation_beta, "activations": activations,
+             "clip": clip, "direction": direction, "hidden_size": hidden_size,
+             "input_forget": input_forget}  # fmt: skip
     return _recurrent("LSTM", x, w, r, b, lengths, [h0, c0], p, layout, attrs)

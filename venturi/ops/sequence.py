@@ -74,9 +74,7 @@ def split_to_sequence(x: T, split: T | None = None, *, axis: int = 0, keepdims: 
 
 @op("SequenceMap", CONTROL, ulps=0.0)
 def sequence_map(sequence: list[Any], *extra: Any, body: Callable[..., Sequence[Any]]) -> tuple[list[Any], ...]:
-    rows = [
-        body(item, *(e[i] if isinstance(e, list) else e for e in extra)) for i, item in enumerate(sequence)
-    ]
+    rows = [body(item, *(e[i] if isinstance(e, list) else e for e in extra)) for i, item in enumerate(sequence)]
     count = len(rows[0]) if rows else 1
     return tuple([row[j] for row in rows] for j in range(count))
 

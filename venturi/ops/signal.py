@@ -30,7 +30,8 @@ def dft(x: T, length: T | None = None, axis: T | None = None, *, inverse: int = 
     n = int(length.reshape(())) if length is not None else None
     if inverse and onesided:
         n = n or 2 * (x.shape[dim] - 1)
-        return torch.fft.irfft(z, n, dim)[..., None].to(x.dtype)
+        real: T = torch.fft.irfft(z, n, dim)
+        return real[..., None].to(x.dtype)
     y = torch.fft.ifft(z, n, dim) if inverse else torch.fft.fft(z, n, dim)
     if onesided:
         y = y.narrow(dim, 0, y.shape[dim] // 2 + 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,7 @@ def tf_idf_vectorizer(
     pool: list[Any] = list(pool_int64s if pool_int64s is not None else pool_strings or [])
     column: dict[tuple[Any, ...], int] = {}
     bounds = [*ngram_counts, len(pool)]
-    for n, (start, end) in enumerate(zip(bounds, bounds[1:]), 1):
+    for n, (start, end) in enumerate(pairwise(bounds), 1):
         for i in range(start, end, n):
             column[tuple(pool[i : i + n])] = len(column)
     rows = x.tolist() if x.ndim == 2 else [x.tolist()]

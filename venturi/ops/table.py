@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import onnx_ir as ir
 
@@ -35,6 +35,7 @@ DATA_DEPENDENT = "data-dependent"  # output shape depends on input values
 RANDOM = "random"  # not pure: two runs may differ
 CONTROL = "control"  # holds subgraphs
 
+F = TypeVar("F", bound=Callable[..., Any])
 Shapes = Sequence[Sequence[int]]
 FlopsFn = Callable[[Shapes, Shapes, dict[str, Any]], float]
 
@@ -82,12 +83,10 @@ class Op:
 OPS: dict[tuple[str, str], Op] = {}
 
 
-def op(
-    name: str, *traits: str, domain: str = "", ulps: float = 8.0, flops: FlopsFn | None = None
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def op(name: str, *traits: str, domain: str = "", ulps: float = 8.0, flops: FlopsFn | None = None) -> Callable[[F], F]:
     """Register the decorated function as the reference of `domain::name`."""
 
-    def register(fn: Callable[..., Any]) -> Callable[..., Any]:
+    def register(fn: F) -> F:
         if (domain, name) in OPS:
             raise ModelError(f"operator {domain or 'ai.onnx'}::{name} is registered twice")
         parameters = inspect.signature(fn).parameters.values()

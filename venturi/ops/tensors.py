@@ -47,16 +47,10 @@ STORAGE: dict[DT, torch.dtype] = {
 }
 _EXACT = {DT.INT4, DT.INT2, DT.UINT4, DT.UINT2, DT.FLOAT4E2M1, DT.FLOAT6E2M3, DT.FLOAT6E3M2}
 _LOGICAL = {storage: dt for dt, storage in STORAGE.items() if dt not in _EXACT}
-_BITS = {torch.bfloat16: torch.int16} | {
-    t: torch.uint8
-    for t in (
-        torch.float8_e4m3fn,
-        torch.float8_e4m3fnuz,
-        torch.float8_e5m2,
-        torch.float8_e5m2fnuz,
-        torch.float8_e8m0fnu,
-    )
-}
+_BITS = {torch.bfloat16: torch.int16} | dict.fromkeys(
+    (torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz, torch.float8_e8m0fnu),
+    torch.uint8,
+)
 
 
 def logical_dtype(x: Any) -> DT:

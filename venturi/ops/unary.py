@@ -47,8 +47,13 @@ for _name, _fn in {
 }.items():
     _register(_name, _fn, ulps=16.0)
 
-for _name, _fn in {
-    "Abs": lambda x: x if not x.dtype.is_signed else torch.abs(x),
+
+def _absolute(x: T) -> T:
+    return torch.abs(x) if x.dtype.is_signed else x
+
+
+_EXACT: dict[str, Callable[[T], T]] = {
+    "Abs": _absolute,
     "Ceil": torch.ceil,
     "Floor": torch.floor,
     "Neg": torch.neg,
@@ -56,8 +61,9 @@ for _name, _fn in {
     "Sign": torch.sign,
     "Not": torch.logical_not,
     "BitwiseNot": torch.bitwise_not,
-}.items():
-    _register(_name, _fn, ulps=0.0)
+}
+for _name, _exact in _EXACT.items():
+    _register(_name, _exact, ulps=0.0)
 
 
 @op("Identity", POINTWISE, ulps=0.0)

@@ -31,9 +31,7 @@ def run(graph: ir.Graph, ctx: PassContext) -> None:
 def _closed(inner: list[ir.Node], root: ir.Node) -> bool:
     """Everything between the input and the root is read inside the pattern only."""
     inside = {*inner, root}
-    return all(
-        not v.is_graph_output() and all(u in inside for u, _ in v.uses()) for n in inner for v in n.outputs
-    )
+    return all(not v.is_graph_output() and all(u in inside for u, _ in v.uses()) for n in inner for v in n.outputs)
 
 
 def _near(value: ir.Value | None, want: float, rel: float = 1e-3) -> bool:

@@ -74,7 +74,7 @@ def _match(root: ir.Node) -> Match | None:
         return None
     source, perm = swapped
     k, after_scale = _peel(source, nodes)
-    if k is None or (mask is not None and (rank(mask) is None or (rank(mask) or 0) > r)):
+    if k is None or (mask is not None and not _covers(mask, softmax.outputs[0], r)):
         return None
     if not (q.dtype == k.dtype == v.dtype):
         return None
@@ -103,6 +103,14 @@ def _transposed(value: ir.Value | None, r: int) -> tuple[ir.Value, list[int]] | 
     if inner is None or [inner[1], inner[2]] != [a[2], a[3]]:
         return None
     return k, [0, 1, 2, 3]
+
+
+def _covers(mask: ir.Value, scores: ir.Value, r: int) -> bool:
+    """Attention pads a mask that is short in its last axis, so that axis must be as long as the scores'."""
+    if mask.shape is None or scores.shape is None or not 2 <= len(mask.shape) <= r:
+        return False
+    last = scores.shape[-1]
+    return bool(mask.shape[-1] == last) and (isinstance(last, int) or last.value is not None)
 
 
 def _softmax(value: ir.Value | None, nodes: list[ir.Node]) -> ir.Node | None:

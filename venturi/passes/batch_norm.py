@@ -50,7 +50,11 @@ def scale_outputs(graph: ir.Graph, first: ir.Node, last: ir.Node, factor: Array,
     weight = const_array(first.inputs[1])
     bias_value = first.inputs[2] if len(first.inputs) > 2 else None
     bias = const_array(bias_value)
-    if weight is None or (bias_value is not None and bias is None) or weight.dtype not in (np.float32, np.float64, np.float16):
+    if (
+        weight is None
+        or (bias_value is not None and bias is None)
+        or weight.dtype not in (np.float32, np.float64, np.float16)
+    ):
         return False
     kind, alpha, beta = first.op_type, get_attr(first, "alpha", 1.0), get_attr(first, "beta", 1.0)
     channels = factor.size
@@ -70,7 +74,9 @@ def scale_outputs(graph: ir.Graph, first: ir.Node, last: ir.Node, factor: Array,
     old = 0.0 if bias is None else bias.astype(np.float64) * (beta if kind == "Gemm" else 1.0)
     if isinstance(old, np.ndarray) and old.size not in (1, channels):
         return False
-    new_bias = np.broadcast_to(np.reshape(old, -1) if isinstance(old, np.ndarray) else old, (channels,)) * factor + shift
+    new_bias = (
+        np.broadcast_to(np.reshape(old, -1) if isinstance(old, np.ndarray) else old, (channels,)) * factor + shift
+    )
     attrs = {k: get_attr(first, k) for k in first.attributes}
     op_type = kind
     if kind == "MatMul":
@@ -94,7 +100,12 @@ def scale_outputs(graph: ir.Graph, first: ir.Node, last: ir.Node, factor: Array,
 def _into_consumer(graph: ir.Graph, node: ir.Node, factor: Array, shift: Array) -> bool:
     """Batch norm before a convolution without padding: scale the weights' input channels, add to the bias."""
     conv = single_use(node.outputs[0])
-    if conv is None or conv.op_type != "Conv" or conv.inputs[0] is not node.outputs[0] or get_attr(conv, "group", 1) != 1:
+    if (
+        conv is None
+        or conv.op_type != "Conv"
+        or conv.inputs[0] is not node.outputs[0]
+        or get_attr(conv, "group", 1) != 1
+    ):
         return False
     if any(get_attr(conv, "pads") or []) or get_attr(conv, "auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         return False
@@ -109,7 +120,11 @@ def _into_consumer(graph: ir.Graph, node: ir.Node, factor: Array, shift: Array) 
     new_bias = (0 if bias is None else bias) + added
     new = make_node(
         "Conv",
-        [node.inputs[0], constant(graph, wide.astype(weight.dtype), "weight"), constant(graph, new_bias.astype(weight.dtype), "bias")],
+        [
+            node.inputs[0],
+            constant(graph, wide.astype(weight.dtype), "weight"),
+            constant(graph, new_bias.astype(weight.dtype), "bias"),
+        ],
         {k: get_attr(conv, k) for k in conv.attributes},
         name=conv.name,
     )
@@ -119,10 +134,13 @@ def _into_consumer(graph: ir.Graph, node: ir.Node, factor: Array, shift: Array) 
 
 def _as_pointwise(graph: ir.Graph, node: ir.Node, factor: Array, shift: Array) -> None:
     x, dtype = node.inputs[0], node.inputs[0].dtype if node.inputs[0] else None
-    assert x is not None and dtype is not None
+    assert x is not None
+    assert dtype is not None
     shape = [-1, *[1] * ((rank(x) or 2) - 2)]
     kind = dtype.numpy()
     mul = make_node("Mul", [x, constant(graph, factor.reshape(shape).astype(kind), "scale")])
     mul.outputs[0].type, mul.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
-    add = make_node("Add", [mul.outputs[0], constant(graph, shift.reshape(shape).astype(kind), "shift")], name=node.name)
+    add = make_node(
+        "Add", [mul.outputs[0], constant(graph, shift.reshape(shape).astype(kind), "shift")], name=node.name
+    )
     substitute([node], [mul, add], [(node.outputs[0], add.outputs[0])])

@@ -1,4 +1,4 @@
-"""Runs a float32 model in bf16 or fp16 (or a half model in fp32) by inserting casts; inputs and outputs keep their types.
+"""Runs a float32 model in bf16 or fp16 (or a half model in fp32) by casts; inputs and outputs keep their types.
 
 Contractions are narrowed; cheap operators follow their inputs; what sums many terms or takes exponentials outside
 a kernel that accumulates in fp32 stays wide.
@@ -15,7 +15,8 @@ from venturi.passes.rewriting import PassContext
 NARROW = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm", "Attention"})
 FOLLOW = frozenset(
     {
-        "Add", "Sub", "Mul", "Relu", "LeakyRelu", "Clip", "Gelu", "Swish", "HardSwish", "HardSigmoid", "Sigmoid", "Tanh",
+        "Add", "Sub", "Mul", "Relu", "LeakyRelu", "Clip", "Gelu", "Swish", "HardSwish", "HardSigmoid", "Sigmoid",
+        "Tanh",
         "Mish", "Elu", "PRelu", "Max", "Min", "Where", "Neg", "Abs", "Reshape", "Transpose", "Flatten", "Squeeze",
         "Unsqueeze", "Expand", "Concat", "Split", "Slice", "Gather", "Pad", "Tile", "DepthToSpace", "SpaceToDepth",
         "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Identity", "LayerNormalization",

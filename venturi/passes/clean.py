@@ -28,7 +28,13 @@ def merge_duplicates(graph: ir.Graph, ctx: PassContext) -> None:
         op = find_op(node.domain, node.op_type)
         if op is None or {RANDOM, CONTROL} & op.traits or subgraphs(node):
             continue
-        key = (node.domain, node.op_type, tuple(id(v) for v in node.inputs), len(node.outputs), _attributes(node))
+        key = (
+            node.domain,
+            node.op_type,
+            tuple(id(v) for v in node.inputs),
+            len(node.outputs),
+            _attributes(node),
+        )
         first = seen.setdefault(key, node)
         if first is node or not all(can_forward(a, b) for a, b in zip(node.outputs, first.outputs)):
             continue

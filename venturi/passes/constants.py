@@ -75,7 +75,9 @@ def _replace_by_constants(graph: ir.Graph, node: ir.Node, arrays: list[np.ndarra
     for old, array in zip(node.outputs, arrays):
         dtype = old.dtype or ir.DataType.from_numpy(array.dtype)
         if array.dtype == object:
-            tensor: ir.TensorProtocol = ir.StringTensor([str(v).encode() for v in array.reshape(-1)], shape=ir.Shape(array.shape))
+            tensor: ir.TensorProtocol = ir.StringTensor(
+                [str(v).encode() for v in array.reshape(-1)], shape=ir.Shape(array.shape)
+            )
         else:
             tensor = ir.Tensor(array, dtype=dtype)
         value = constant(graph, tensor, old.name or "folded")

@@ -9,7 +9,19 @@ from venturi.ir.region import form_region
 from venturi.passes.rewriting import PassContext, commuted, single_use
 
 ACTIVATIONS = frozenset(
-    {"Relu", "Gelu", "Swish", "HardSwish", "Sigmoid", "Tanh", "HardSigmoid", "LeakyRelu", "Clip", "Mish", "Elu"}
+    {
+        "Relu",
+        "Gelu",
+        "Swish",
+        "HardSwish",
+        "Sigmoid",
+        "Tanh",
+        "HardSigmoid",
+        "LeakyRelu",
+        "Clip",
+        "Mish",
+        "Elu",
+    }
 )
 _KINDS = {"Conv": "conv", "ConvTranspose": "conv", "MatMul": "gemm", "Gemm": "gemm"}
 

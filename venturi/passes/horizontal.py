@@ -54,7 +54,11 @@ def _branch(node: ir.Node) -> Branch | None:
     add = single_use(node.outputs[0])
     if add is not None and add.op_type == "Add" and not add.domain and not add.outputs[0].is_graph_output():
         for value, other in commuted(add):
-            if value is node.outputs[0] and other.const_value is not None and list(other.const_value.shape) == [weight.const_value.shape[1]]:
+            if (
+                value is node.outputs[0]
+                and other.const_value is not None
+                and list(other.const_value.shape) == [weight.const_value.shape[1]]
+            ):
                 return Branch(node, add, other)
     return Branch(node, None, None)
 

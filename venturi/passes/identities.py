@@ -20,7 +20,11 @@ def run(graph: ir.Graph, ctx: PassContext) -> None:
         if index is None:
             continue
         source, out = node.inputs[index], node.outputs[0]
-        if source is None or not can_forward(out, source) or any(v.uses() or v.is_graph_output() for v in node.outputs[1:]):
+        if (
+            source is None
+            or not can_forward(out, source)
+            or any(v.uses() or v.is_graph_output() for v in node.outputs[1:])
+        ):
             continue
         if not ctx.take():
             return

@@ -86,7 +86,9 @@ def _over_root(node: ir.Node) -> list[tuple[ir.Value, ir.Node, tuple[ir.Node, ..
 def _last_axis(mean: ir.Node) -> bool:
     r = rank(mean.inputs[0])
     axes = ints(mean.inputs[1]) if len(mean.inputs) > 1 else None
-    return bool(get_attr(mean, "keepdims", 1)) and axes is not None and r is not None and [a % r for a in axes] == [r - 1]
+    return (
+        bool(get_attr(mean, "keepdims", 1)) and axes is not None and r is not None and [a % r for a in axes] == [r - 1]
+    )
 
 
 def _square_of(value: ir.Value | None, x: ir.Value) -> ir.Node | None:
@@ -100,7 +102,13 @@ def _square_of(value: ir.Value | None, x: ir.Value) -> ir.Node | None:
 def _layer_norm(centred: ir.Value, epsilon: float, inner: tuple[ir.Node, ...], root: ir.Node) -> Normalized | None:
     sub = producer(centred, "Sub")
     mean = producer(sub.inputs[1], "ReduceMean") if sub is not None else None
-    if sub is None or mean is None or sub.inputs[0] is None or mean.inputs[0] is not sub.inputs[0] or not _last_axis(mean):
+    if (
+        sub is None
+        or mean is None
+        or sub.inputs[0] is None
+        or mean.inputs[0] is not sub.inputs[0]
+        or not _last_axis(mean)
+    ):
         return None
     return Normalized("layer", sub.inputs[0], epsilon, (mean, sub, *inner), root)
 
@@ -119,11 +127,17 @@ def _rewrite(graph: ir.Graph, found: Normalized, ctx: PassContext) -> bool:
     last, scale, bias = found.root, None, None
     user = single_use(last.outputs[0])
     if user is not None and user.op_type == "Mul" and not user.domain:
-        scale = next((b for a, b in commuted(user) if a is last.outputs[0] and _vector(b, size) and b.dtype == dtype), None)
+        scale = next(
+            (b for a, b in commuted(user) if a is last.outputs[0] and _vector(b, size) and b.dtype == dtype),
+            None,
+        )
         last = user if scale is not None else last
     user = single_use(last.outputs[0])
     if found.kind == "layer" and scale is not None and user is not None and user.op_type == "Add" and not user.domain:
-        bias = next((b for a, b in commuted(user) if a is last.outputs[0] and _vector(b, size) and b.dtype == dtype), None)
+        bias = next(
+            (b for a, b in commuted(user) if a is last.outputs[0] and _vector(b, size) and b.dtype == dtype),
+            None,
+        )
         last = user if bias is not None else last
     if not ctx.take():
         return False

@@ -20,7 +20,9 @@ def run(graph: ir.Graph, ctx: PassContext) -> None:
         if extra is None or get_attr(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID", ""):
             continue
         own = get_attr(node, "pads") or [0] * len(extra)
-        if node.op_type == "AveragePool" and (get_attr(node, "ceil_mode", 0) or any(own) and not get_attr(node, "count_include_pad", 0)):
+        if node.op_type == "AveragePool" and (
+            get_attr(node, "ceil_mode", 0) or (any(own) and not get_attr(node, "count_include_pad", 0))
+        ):
             continue
         if node.op_type == "MaxPool" and get_attr(node, "ceil_mode", 0):
             continue

@@ -74,7 +74,11 @@ PIPELINE: tuple[Pass, ...] = (
 
 
 def run_pipeline(
-    model: ir.Model, ctx: PassContext, *, progress: ProgressCallback | None = None, stop_after: str | None = None
+    model: ir.Model,
+    ctx: PassContext,
+    *,
+    progress: ProgressCallback | None = None,
+    stop_after: str | None = None,
 ) -> dict[str, float]:
     """Rewrite `model` in place; returns milliseconds by pass. Raises InternalError when a pass breaks the graph."""
     times: dict[str, float] = {}

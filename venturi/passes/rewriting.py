@@ -73,7 +73,9 @@ def can_forward(old: ir.Value, new: ir.Value) -> bool:
     )  # fmt: skip
 
 
-def substitute(matched: Sequence[ir.Node], new: Sequence[ir.Node], outputs: Sequence[tuple[ir.Value, ir.Value]]) -> None:
+def substitute(
+    matched: Sequence[ir.Node], new: Sequence[ir.Node], outputs: Sequence[tuple[ir.Value, ir.Value]]
+) -> None:
     """Insert `new` before the last matched node, take over `outputs` (old, new), drop what became dead."""
     last = matched[-1]
     graph = last.graph

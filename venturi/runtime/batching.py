@@ -19,7 +19,7 @@ Outputs = dict[str, Any]
 
 @dataclass(frozen=True)
 class Batching:
-    """At most `max_batch` rows a run, at most `max_delay_ms` of waiting for more, at most `max_queue` requests waiting."""
+    """At most `max_batch` rows a run, `max_delay_ms` of waiting for more rows, `max_queue` requests waiting."""
 
     max_batch: int = 8
     max_delay_ms: float = 2.0

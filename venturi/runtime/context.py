@@ -223,7 +223,13 @@ class _Watch:
         found, kinds = [], {}
         for slot, made in self._made.items():
             call = self._executable.calls[made.index]
-            if call.kernel.run_out is None or not call.stable or slot in leaving or not made.contiguous or not made.nbytes:
+            if (
+                call.kernel.run_out is None
+                or not call.stable
+                or slot in leaving
+                or not made.contiguous
+                or not made.nbytes
+            ):
                 continue
             found.append(Lifetime(made.index, made.nbytes, made.index, ends.get(slot, made.index)))
             kinds[made.index] = (made.dtype, made.shape)

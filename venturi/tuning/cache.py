@@ -100,4 +100,6 @@ def _read(path: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
                     Measurement(**m)
         return dict(machines)
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as exc:
-        raise TuningError(f"the timing cache is not readable: {exc}. Delete it or pass another one", where=str(path)) from exc
+        raise TuningError(
+            f"the timing cache is not readable: {exc}. Delete it or pass another one", where=str(path)
+        ) from exc

@@ -45,10 +45,17 @@ class Tuner:
         """`args` are the Region's dynamic inputs at the tuned shape; None tunes by preference alone."""
         candidates, rejected = self._candidates(region)
         if not candidates:
-            raise TuningError("no tactic accepts this Region: " + "; ".join(f"{m.tactic}: {m.reason}" for m in rejected), where=region.name)
+            raise TuningError(
+                "no tactic accepts this Region: " + "; ".join(f"{m.tactic}: {m.reason}" for m in rejected),
+                where=region.name,
+            )
         names = {t.name for t, _ in candidates}
         if self.strict and names == {REFERENCE}:
-            raise TuningError("strict mode: only the reference can compute this Region; " + "; ".join(f"{m.tactic}: {m.reason}" for m in rejected), where=region.name)
+            raise TuningError(
+                "strict mode: only the reference can compute this Region; "
+                + "; ".join(f"{m.tactic}: {m.reason}" for m in rejected),
+                where=region.name,
+            )
         if self.level == 0 or args is None or len(candidates) == 1:
             return self._first(region, candidates, rejected)
         problem = region.signature() + "@" + ",".join(_describe(a) for a in args)
@@ -70,13 +77,17 @@ class Tuner:
                 candidates.extend((tactic, c) for c in found)
         return candidates, rejected
 
-    def _first(self, region: RegionView, candidates: list[tuple[Tactic, Config]], rejected: list[Measurement]) -> Choice:
+    def _first(
+        self, region: RegionView, candidates: list[tuple[Tactic, Config]], rejected: list[Measurement]
+    ) -> Choice:
         tactic, config = candidates[0]
         others = [Measurement(t.name, dict(c), reason="not timed") for t, c in candidates[1:]]
         chosen = Measurement(tactic.name, dict(config), reason="first match" if others else "only match")
         return Choice(tactic.name, dict(config), tactic.bind(region, config), (chosen, *others, *rejected))
 
-    def _from_cache(self, region: RegionView, candidates: list[tuple[Tactic, Config]], known: list[Measurement]) -> Choice | None:
+    def _from_cache(
+        self, region: RegionView, candidates: list[tuple[Tactic, Config]], known: list[Measurement]
+    ) -> Choice | None:
         """None when the cache knows other candidates than there are now."""
         timed = [m for m in known if m.median_us is not None]
         seen = {(m.tactic, repr(sorted(m.config.items()))) for m in known}
@@ -117,7 +128,12 @@ class Tuner:
                 continue
             beat = min((m.median_us or 0.0 for m, _ in measured), default=None)
             timing = self.timer.time(lambda k=kernel: k.run(*args), REPEATS[self.level], self._deadline(), beat)  # type: ignore[misc]
-            measured.append((Measurement(tactic.name, dict(config), round(timing.median_us, 2), round(timing.spread_us, 2)), kernel))
+            measured.append(
+                (
+                    Measurement(tactic.name, dict(config), round(timing.median_us, 2), round(timing.spread_us, 2)),
+                    kernel,
+                )
+            )
         best, kernel = min(measured, key=lambda m: (m[0].median_us or 0.0, m[0].tactic))
         measurements = [m for m, _ in sorted(measured, key=lambda m: m[0].median_us or 0.0)] + rejected
         if not out_of_time:

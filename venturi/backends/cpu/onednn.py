@@ -35,7 +35,7 @@ def has_fused_linear() -> bool:
 def computes(dtype: torch.dtype) -> bool:
     """Whether oneDNN computes natively in this type on this CPU."""
     if dtype == torch.float32:
-        return torch.backends.mkldnn.is_available()
+        return bool(torch.backends.mkldnn.is_available())
     if dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     if dtype == torch.float16:

@@ -22,12 +22,13 @@ class Interpreter:
         self._program = Program(graph, device=device)
 
     def run(self, inputs: Mapping[str, Any], hook: Hook | None = None) -> dict[str, Any]:
-        """Raises ShapeError when an input is missing; numpy (lists for sequences, None for empty optionals) in and out."""
+        """numpy in and out (lists for sequences, None for empty optionals). Raises ShapeError for a missing input."""
         args = []
         for value in self.graph.inputs:
-            if value.name not in inputs:
-                raise ShapeError(f"input {value.name!r} is missing; given {sorted(inputs)}")
-            args.append(self._store(inputs[value.name], value.dtype))
+            name = value.name or ""
+            if name not in inputs:
+                raise ShapeError(f"input {name!r} is missing; given {sorted(inputs)}")
+            args.append(self._store(inputs[name], value.dtype))
         with torch.inference_mode():
             outputs = self._program.run(args, hook)
         return {v.name or "": to_numpy(o, v.dtype) for v, o in zip(self.graph.outputs, outputs)}

@@ -122,8 +122,18 @@ class Program:
         except VenturiError as exc:
             exc.where = exc.where or _place(step)
             raise
-        except (RuntimeError, IndexError, ValueError, TypeError, AttributeError, AssertionError, KeyError) as exc:
-            raise RequestError(f"{type(exc).__name__}: {str(exc).splitlines()[0] if str(exc) else ''}", where=_place(step)) from exc
+        except (
+            RuntimeError,
+            IndexError,
+            ValueError,
+            TypeError,
+            AttributeError,
+            AssertionError,
+            KeyError,
+        ) as exc:
+            raise RequestError(
+                f"{type(exc).__name__}: {str(exc).splitlines()[0] if str(exc) else ''}", where=_place(step)
+            ) from exc
         return [env[i] for i in self._outputs]
 
 

@@ -58,7 +58,12 @@ class SdpaAttention:
                 mask = _fit(mask, q, k)
             k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
             y = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, is_causal=causal, scale=scale if scale is not None else 1 / math.sqrt(q.shape[-1])
+                q,
+                k,
+                v,
+                attn_mask=mask,
+                is_causal=causal,
+                scale=scale if scale is not None else 1 / math.sqrt(q.shape[-1]),
             )
             return merge_heads(y) if flat else y
 

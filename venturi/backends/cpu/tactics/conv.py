@@ -80,7 +80,7 @@ class OneDnnConv:
         if spec.weight.numel() == 0:
             return "empty weights"
         act, residual = spec.epilogue.activation, spec.epilogue.residual
-        if residual is not None and (spec.epilogue.activation_first or act is not None and act.name != "Relu"):
+        if residual is not None and (spec.epilogue.activation_first or (act is not None and act.name != "Relu")):
             return "the fused residual add takes ReLU after it only"
         if act is not None and act.onednn() is None:
             return f"{act.name} is not a oneDNN post-op"

@@ -15,7 +15,12 @@ from venturi.ir.dtypes import FLOATS
 from venturi.ir.region import is_region
 
 T = torch.Tensor
-_BINARY: dict[str, Callable[..., T]] = {"Add": torch.add, "Sub": torch.sub, "Mul": torch.mul, "Div": torch.div}
+_BINARY: dict[str, Callable[..., T]] = {
+    "Add": torch.add,
+    "Sub": torch.sub,
+    "Mul": torch.mul,
+    "Div": torch.div,
+}
 _UNARY: dict[str, Callable[..., T]] = {
     "Sigmoid": torch.sigmoid,
     "Tanh": torch.tanh,
@@ -75,7 +80,15 @@ class InPlaceBody:
             slots[node.outputs[0]] = len(slots)
             if _out_function(node):
                 made.add(node.outputs[0])
-            steps.append((node_function(node), _out_function(node), tuple(reads), tuple(victims), slots[node.outputs[0]]))
+            steps.append(
+                (
+                    node_function(node),
+                    _out_function(node),
+                    tuple(reads),
+                    tuple(victims),
+                    slots[node.outputs[0]],
+                )
+            )
         size, result = len(slots), slots[region.outputs[0]]
 
         def run(*args: Any) -> T:
@@ -115,13 +128,9 @@ class OutPointwise:
         assert fn is not None
         constants = [region.constant(v) for v in region.formal]
         if all(c is None for c in constants):
-            return Kernel(reference, lambda *args, out: _discard(fn(*args, out=out)))
+            return Kernel(reference, lambda *args, out: fn(*args, out=out))
 
         def run_out(*args: Any, out: T) -> None:
             fn(*dynamic_args(region, args), out=out)
 
         return Kernel(lambda *args: reference(*dynamic_args(region, args)), run_out)
-
-
-def _discard(_: T) -> None:
-    """Out variants return their argument; kernels return nothing."""

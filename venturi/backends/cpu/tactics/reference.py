@@ -23,9 +23,8 @@ class Reference:
                 return Kernel(lambda *args: program.run(dynamic_args(region, args))[0])
             return Kernel(lambda *args: tuple(program.run(dynamic_args(region, args))))
         fn = node_function(region.node, region.weights)
-        if not any(region.constant(v) is not None for v in region.formal):
-            if all(v is not None for v in region.formal):
-                return Kernel(fn)
+        if all(v is not None and region.constant(v) is None for v in region.formal):
+            return Kernel(fn)
         if subgraphs(region.node):
             count = len(region.dynamic)
             return Kernel(lambda *args: fn(*dynamic_args(region, args[:count]), *args[count:]))
