@@ -15,7 +15,10 @@ _HALF = (
 _GRADIENT = "Gradient is automatic differentiation of a training preview, not inference"
 
 _BOTH = {
-    **{f"test_bernoulli{s}": _RANDOM for s in ("", "_expanded", "_double", "_double_expanded", "_seed", "_seed_expanded")},
+    **{
+        f"test_bernoulli{s}": _RANDOM
+        for s in ("", "_expanded", "_double", "_double_expanded", "_seed", "_seed_expanded")
+    },
     **{f"test_training_dropout{s}": _RANDOM for s in ("", "_default", "_default_mask", "_mask")},
     "test_dft_inverse": _NOISE,
     "test_dft_inverse_opset19": _NOISE,

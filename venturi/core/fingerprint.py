@@ -12,10 +12,11 @@ PACKAGE = Path(__file__).resolve().parent.parent
 
 
 @functools.cache
-def source_hash() -> str:
-    """Hash of every Python source of this package: 16 hex digits."""
+def source_hash(*folders: str) -> str:
+    """Hash of the Python sources of these folders of the package (default all of it): 16 hex digits."""
     digest = hashlib.sha256()
-    for path in sorted(PACKAGE.rglob("*.py")):
+    roots = [PACKAGE / f for f in folders] or [PACKAGE]
+    for path in sorted(p for root in roots for p in root.rglob("*.py")):
         digest.update(path.relative_to(PACKAGE).as_posix().encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

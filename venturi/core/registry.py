@@ -13,8 +13,9 @@ T = TypeVar("T")
 
 def nearest(name: str, choices: Iterable[str]) -> str:
     """The closest choice to `name`, as text for a message: " Did you mean 'x'?" or ""."""
-    found = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.6)
-    return f" Did you mean {found[0]!r}?" if found else ""
+    folded = {c.lower(): c for c in choices}
+    found = difflib.get_close_matches(name.lower(), list(folded), n=1, cutoff=0.6)
+    return f" Did you mean {folded[found[0]]!r}?" if found else ""
 
 
 class Registry(Generic[T]):

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from venturi.core.errors import ModelError, ShapeError
 from venturi.core.registry import nearest
 from venturi.frontends.infer import check_node
-from venturi.ir.build import constant, fresh_name, make_node
+from venturi.ir.build import constant, make_node
 from venturi.ir.dtypes import dtype_from_name, dtype_name, dtype_names
 from venturi.ops.table import CONTRIB, OPS, OPSET, load_all
 
@@ -109,6 +109,7 @@ class Network:
     """
 
     def __init__(self, name: str = "network") -> None:
+        self._count = 0
         self.graph = ir.Graph([], [], nodes=[], name=name, opset_imports={"": OPSET, CONTRIB: 1, "ai.onnx.ml": 5})
 
     def input(self, name: str, shape: Sequence[Dim], dtype: Any = "float32") -> Tensor:
@@ -162,9 +163,9 @@ class Network:
             operands[at] = attrs.pop(key)
         like = next((o for o in operands if isinstance(o, Tensor)), None)
         values = [None if o is None else self._value(o, like) for o in operands]
-        node = make_node(
-            op_type, values, attrs, domain=domain, num_outputs=num_outputs, name=name or fresh_name(op_type)
-        )
+        self._count += 1
+        name = name or f"{op_type}_{self._count}"
+        node = make_node(op_type, values, attrs, domain=domain, num_outputs=num_outputs, name=name)
         check_node(node)
         self.graph.append(node)
         made = tuple(Tensor(self, v) for v in node.outputs)

@@ -80,6 +80,6 @@ def form_region(kind: str, nodes: Sequence[ir.Node]) -> ir.Node:
         for i, value in enumerate(node.inputs):
             if value is not None and value in inputs:
                 node.replace_input_with(i, inputs[value])
-    body = ir.Graph(list(inputs.values()), outputs, nodes=list(nodes), name=fresh_name("body"))
+    body = ir.Graph(list(inputs.values()), outputs, nodes=list(nodes), name="body")
     region.attributes["body"] = ir.AttrGraph("body", body)
     return region

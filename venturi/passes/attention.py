@@ -12,7 +12,8 @@ from venturi.passes.rewriting import PassContext, commuted, producer, substitute
 
 @dataclass
 class Match:
-    """What one attention reads; `nodes` are the matched ones in topological order."""
+    """What one attention reads; `nodes` are the matched ones in topological order, `core` those from the first
+    product to the softmax, whose values nobody else may read."""
 
     q: ir.Value
     k: ir.Value
@@ -21,6 +22,7 @@ class Match:
     mask: ir.Value | None = None
     scale: float = 1.0
     nodes: list[ir.Node] = field(default_factory=list)
+    core: list[ir.Node] = field(default_factory=list)
 
 
 def run(graph: ir.Graph, ctx: PassContext) -> None:
@@ -37,8 +39,7 @@ def run(graph: ir.Graph, ctx: PassContext) -> None:
 
 def _closed(found: Match, root: ir.Node) -> bool:
     inside = {*found.nodes, root}
-    core = [n for n in found.nodes if n.op_type in ("Softmax", "MatMul", "Add", "Where", "IsNaN")]
-    return all(not v.is_graph_output() and all(u in inside for u, _ in v.uses()) for n in core for v in n.outputs)
+    return all(not v.is_graph_output() and all(u in inside for u, _ in v.uses()) for n in found.core for v in n.outputs)
 
 
 def _match(root: ir.Node) -> Match | None:
@@ -67,6 +68,7 @@ def _match(root: ir.Node) -> Match | None:
     if product is None or product.inputs[0] is None:
         return None
     nodes.append(product)
+    core = list(nodes)
     q, q_scale = _peel(product.inputs[0], nodes)
     kt, k_scale = _peel(product.inputs[1], nodes)
     swapped = _transposed(kt, r)
@@ -79,7 +81,7 @@ def _match(root: ir.Node) -> Match | None:
     if not (q.dtype == k.dtype == v.dtype):
         return None
     total = scale * q_scale * k_scale * after_scale
-    return Match(q, k, v, None if perm == list(range(r)) else perm, mask, total, nodes[::-1])
+    return Match(q, k, v, None if perm == list(range(r)) else perm, mask, total, nodes[::-1], core)
 
 
 def _transposed(value: ir.Value | None, r: int) -> tuple[ir.Value, list[int]] | None:

@@ -63,7 +63,6 @@ def _wanted(node: ir.Node, target: DT) -> DT | None:
 
 
 def _convert(graph: ir.Graph, node: ir.Node, wanted: DT, casts: dict[tuple[ir.Value, DT], ir.Value]) -> None:
-    before = [v.dtype for v in node.inputs if v is not None and v.dtype in _FLOATS]
     for i, value in enumerate(node.inputs):
         if value is None or value.dtype not in _FLOATS or value.dtype == wanted:
             continue
@@ -85,7 +84,7 @@ def _convert(graph: ir.Graph, node: ir.Node, wanted: DT, casts: dict[tuple[ir.Va
             node.outputs[0].type = ir.TensorType(DT.FLOAT)
         return
     for value in node.outputs:
-        if value.dtype in before:
+        if value.dtype in _FLOATS:
             value.type = ir.TensorType(wanted)
 
 

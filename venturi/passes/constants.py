@@ -55,7 +55,7 @@ def _evaluate(node: ir.Node, limit: int) -> list[np.ndarray] | None:
         return None
     inputs = [None if v is None else v.const_value for v in node.inputs]
     total_in = sum(t.nbytes for t in inputs if t is not None and t.dtype != ir.DataType.STRING)
-    if total_in > 16 * limit:
+    if total_in > 16 * limit or any(_known_bytes(v) > limit for v in node.outputs):
         return None
     try:
         with torch.inference_mode():
@@ -69,6 +69,14 @@ def _evaluate(node: ir.Node, limit: int) -> list[np.ndarray] | None:
     arrays = [np.array(to_numpy(o, v.dtype), order="C") for o, v in zip(outputs, node.outputs)]
     size = sum(a.nbytes for a in arrays)
     return None if size > limit or (size > (1 << 16) and size > 2 * total_in) else arrays
+
+
+def _known_bytes(value: ir.Value) -> float:
+    """Size of a value by its inferred type; 0 when unknown."""
+    shape = static_shape(value)
+    if shape is None or value.dtype is None or value.dtype == ir.DataType.STRING:
+        return 0.0
+    return float(np.prod(shape, dtype=np.float64)) * value.dtype.itemsize
 
 
 def _replace_by_constants(graph: ir.Graph, node: ir.Node, arrays: list[np.ndarray]) -> None:

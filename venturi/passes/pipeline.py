@@ -48,6 +48,7 @@ class Pass:
 
 
 PIPELINE: tuple[Pass, ...] = (
+    Pass("remove-dead", clean.remove_dead),
     Pass("fold-constants", constants.run),
     Pass("inline-branches", constants.inline_branches),
     Pass("remove-identities", identities.run),
@@ -63,12 +64,12 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("remove-identities-2", identities.run),
     Pass("cast-precision", cast_precision.run, nested=False),
     Pass("simplify-casts", shapes.run),
-    Pass("fuse-horizontal", horizontal.run, nested=False),
     Pass("fold-constants-3", constants.run),
-    Pass("remove-dead", clean.remove_dead),
+    Pass("fuse-horizontal", horizontal.run, nested=False),
+    Pass("remove-dead-2", clean.remove_dead),
     Pass("fuse-epilogues", epilogue.run, nested=False),
     Pass("cluster-pointwise", cluster.run, nested=False),
-    Pass("remove-dead-2", clean.remove_dead),
+    Pass("remove-dead-3", clean.remove_dead),
     Pass("stable-names", naming.run, nested=False),
 )
 

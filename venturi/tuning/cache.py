@@ -12,7 +12,7 @@ from typing import Any
 
 from venturi.core import knobs
 from venturi.core.errors import TuningError
-from venturi.core.fingerprint import cpu_name, num_physical_threads, versions
+from venturi.core.fingerprint import cpu_name, num_physical_threads, source_hash, versions
 
 FORMAT = 1
 
@@ -30,7 +30,14 @@ class Measurement:
 
 def machine_key(device: str = "cpu") -> dict[str, str]:
     """Everything outside the problem that may change a time."""
-    return {"device": device, "cpu": cpu_name(), "threads": str(num_physical_threads()), **versions()}
+    sources = source_hash("backends", "ops", "kernels")
+    return {
+        "device": device,
+        "cpu": cpu_name(),
+        "threads": str(num_physical_threads()),
+        "kernels": sources,
+        **versions(),
+    }
 
 
 def default_path() -> Path:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from venturi.backends.base import Backend, Config, Kernel, RegionView, Tactic, disagreement, region_ulps
@@ -109,6 +110,8 @@ class Tuner:
     ) -> Choice:
         reference_kernel = candidates[-1][0].bind(region, candidates[-1][1])
         want = reference_kernel.run(*args)
+        poisoned = [_poison(a) for a in args]
+        want_poisoned = reference_kernel.run(*poisoned)
         ulps = region_ulps(region)
         measured: list[tuple[Measurement, Kernel]] = []
         out_of_time = False
@@ -119,7 +122,10 @@ class Tuner:
                 continue
             try:
                 kernel = reference_kernel if tactic.name == REFERENCE else tactic.bind(region, config)
-                reason = disagreement(kernel.run(*args), want, ulps) if kernel is not reference_kernel else None
+                reason = None
+                if kernel is not reference_kernel:
+                    reason = disagreement(kernel.run(*args), want, ulps)
+                    reason = reason or disagreement(kernel.run(*poisoned), want_poisoned, ulps)
             except (RuntimeError, ValueError, TypeError, IndexError, VenturiError) as exc:
                 reason = f"failed: {str(exc).splitlines()[0] if str(exc) else type(exc).__name__}"
             if reason:
@@ -145,6 +151,17 @@ class Tuner:
 
     def _deadline(self) -> float:
         return float("inf") if self.budget_s is None else self.started + self.budget_s
+
+
+def _poison(x: Any) -> Any:
+    """A copy of a floating tensor with a NaN and both infinities in it: tactics must treat them as the reference does."""
+    if not isinstance(x, torch.Tensor) or not x.dtype.is_floating_point or x.dtype.itemsize == 1 or x.numel() < 8:
+        return x
+    out = x.clone(memory_format=torch.preserve_format)
+    flat = torch.randperm(x.numel(), generator=torch.Generator().manual_seed(x.numel()))[:3].tolist()
+    for value, at in zip((float("nan"), float("inf"), -float("inf")), flat):
+        out[tuple(int(i) for i in np.unravel_index(at, x.shape))] = value
+    return out
 
 
 def _describe(x: Any) -> str:

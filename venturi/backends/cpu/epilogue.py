@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from venturi.backends.base import RegionView
+from venturi.backends.cpu import onednn
 
 T = torch.Tensor
 
@@ -31,8 +32,9 @@ class Activation:
         return _IN_PLACE[self.name](x, self)
 
     def onednn(self) -> tuple[str, list[Any], str] | None:
-        """(attr, scalars, algorithm) of oneDNN's post-op, or None when it has none."""
-        return _ONEDNN[self.name](self) if self.name in _ONEDNN else None
+        """(attr, scalars, algorithm) of a oneDNN post-op with the same meaning, NaN included; None when it has none."""
+        found = _ONEDNN[self.name](self) if self.name in _ONEDNN else None
+        return found if found is not None and onednn.keeps_nan(found[0], tuple(found[1]), found[2]) else None
 
 
 _IN_PLACE: dict[str, Callable[[T, Activation], T]] = {

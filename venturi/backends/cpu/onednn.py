@@ -32,6 +32,17 @@ def has_fused_linear() -> bool:
 
 
 @functools.cache
+def keeps_nan(attr: str, scalars: tuple[float, ...], algorithm: str) -> bool:
+    """Whether the post-op answers NaN with NaN, as the operator's reference does. oneDNN's ReLU gives 0."""
+    if not has_fused_linear():
+        return False
+    x = torch.full((2, 4), float("nan"))
+    packed = torch.ops.mkldnn._reorder_linear_weight(torch.eye(4), 2)
+    y = torch.ops.mkldnn._linear_pointwise(x, packed, None, attr, list(scalars), algorithm)
+    return bool(torch.isnan(y).all())
+
+
+@functools.cache
 def computes(dtype: torch.dtype) -> bool:
     """Whether oneDNN computes natively in this type on this CPU."""
     if dtype == torch.float32:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from venturi.backends.base import Config, Kernel, RegionView
 from venturi.backends.cpu import onednn
-from venturi.backends.cpu.epilogue import Epilogue, read_epilogue
+from venturi.backends.cpu.epilogue import Activation, Epilogue, read_epilogue
 from venturi.ops.conv import CONV
 
 T = torch.Tensor
@@ -79,11 +79,8 @@ class OneDnnConv:
             return f"oneDNN has no fused {spec.weight.dim() - 2}-D convolution in {spec.weight.dtype} here"
         if spec.weight.numel() == 0:
             return "empty weights"
-        act, residual = spec.epilogue.activation, spec.epilogue.residual
-        if residual is not None and (spec.epilogue.activation_first or (act is not None and act.name != "Relu")):
-            return "the fused residual add takes ReLU after it only"
-        if act is not None and act.onednn() is None:
-            return f"{act.name} is not a oneDNN post-op"
+        if spec.epilogue.residual is not None and spec.epilogue.activation_first:
+            return "the fused residual add comes before the activation"
         return [{}]
 
     def bind(self, region: RegionView, config: Config) -> Kernel:
@@ -97,25 +94,30 @@ class OneDnnConv:
         layout = _FORMATS[spec.weight.dim()]
         act, residual = spec.epilogue.activation, spec.epilogue.residual
         if residual is not None:
-            fused = torch.ops.mkldnn._convolution_pointwise.binary
-            name = "relu" if act is not None else None
-
-            def run_add(*args: Any) -> T:
-                x, other = spec.pad(args[0]).contiguous(memory_format=layout), args[residual]
-                other = other.contiguous(memory_format=layout)
-                y: T = fused(x, other, *geometry, "add", 1.0, name, [], "")
-                return y
-
-            return Kernel(_guard_empty(run_add, region))
+            return Kernel(_guard_empty(_conv_add(spec, geometry, layout, residual, act), region))
+        post = ("none", [], "") if act is None else act.onednn()
         plain = torch.ops.mkldnn._convolution_pointwise
-        post = act.onednn() if act is not None else ("none", [], "")
-        assert post is not None
 
         def run(x: T) -> T:
-            y: T = plain(spec.pad(x).contiguous(memory_format=layout), *geometry, *post)
-            return y
+            x = spec.pad(x).contiguous(memory_format=layout)
+            if post is not None:
+                fused: T = plain(x, *geometry, *post)
+                return fused
+            return act.apply_(plain(x, *geometry, "none", [], ""))  # type: ignore[union-attr]
 
         return Kernel(_guard_empty(run, region))
+
+
+def _conv_add(spec: ConvSpec, geometry: Any, layout: torch.memory_format, residual: int, act: Activation | None) -> Any:
+    """Convolution with the residual added in the primitive; the activation after it in place."""
+    binary = torch.ops.mkldnn._convolution_pointwise.binary
+
+    def run(*args: Any) -> T:
+        x, other = spec.pad(args[0]).contiguous(memory_format=layout), args[residual]
+        y: T = binary(x, other.contiguous(memory_format=layout), *geometry, "add", 1.0, None, [], "")
+        return y if act is None else act.apply_(y)
+
+    return run
 
 
 def _guard_empty(run: Any, region: RegionView) -> Any:

@@ -64,11 +64,8 @@ class OneDnnLinear:
             return spec
         if not onednn.has_fused_linear() or not onednn.computes(spec.weight.dtype) or spec.weight.numel() == 0:
             return f"oneDNN has no fused linear in {spec.weight.dtype} here"
-        act, residual = spec.epilogue.activation, spec.epilogue.residual
-        if residual is not None and act is not None:
-            return "residual and activation together"
-        if act is not None and act.onednn() is None:
-            return f"{act.name} is not a oneDNN post-op"
+        if spec.epilogue.residual is not None and spec.epilogue.activation_first:
+            return "the fused residual add comes before the activation"
         return [{}]
 
     def bind(self, region: RegionView, config: Config) -> Kernel:
@@ -81,16 +78,17 @@ class OneDnnLinear:
 
             def run_add(*args: Any) -> T:
                 y: T = fused(args[0].contiguous(), args[residual].contiguous(), packed, bias, "add")
-                return y
+                return y if act is None else act.apply_(y)
 
             return Kernel(_guard(run_add, spec))
         plain = torch.ops.mkldnn._linear_pointwise
-        post = act.onednn() if act is not None else ("none", [], "")
-        assert post is not None
+        post = ("none", [], "") if act is None else act.onednn()
 
         def run(x: T) -> T:
-            y: T = plain(x.contiguous(), packed, bias, *post)
-            return y
+            if post is not None:
+                fused: T = plain(x.contiguous(), packed, bias, *post)
+                return fused
+            return act.apply_(plain(x.contiguous(), packed, bias, "none", [], ""))  # type: ignore[union-attr]
 
         return Kernel(_guard(run, spec))
 
