@@ -580,10 +580,8 @@ def test_every_pass_is_exercised_by_these_cases() -> None:
         ctx = PassContext(precision="bf16")
         run_pipeline(import_onnx(net_of(item.values[0]).to_model()), ctx)
         for name, count in ctx.rewrites.items():
-            seen[name.removesuffix("-2").removesuffix("-3")] = count
+            seen[name.rstrip("-23")] = count
     missing = (
-        {p.name.removesuffix("-2").removesuffix("-3") for p in PIPELINE}
-        - set(seen)
-        - {"stable-names", "inline-branches", "simplify-casts"}
+        {p.name.rstrip("-23") for p in PIPELINE} - set(seen) - {"stable-names", "inline-branches", "simplify-casts"}
     )
     assert not missing

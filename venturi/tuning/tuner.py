@@ -154,7 +154,7 @@ class Tuner:
 
 
 def _poison(x: Any) -> Any:
-    """A copy of a floating tensor with a NaN and both infinities in it: tactics must treat them as the reference does."""
+    """A copy of a floating tensor with a NaN and both infinities: tactics must treat them as the reference does."""
     if not isinstance(x, torch.Tensor) or not x.dtype.is_floating_point or x.dtype.itemsize == 1 or x.numel() < 8:
         return x
     out = x.clone(memory_format=torch.preserve_format)
