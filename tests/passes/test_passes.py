@@ -584,4 +584,16 @@ def test_every_pass_is_exercised_by_these_cases() -> None:
     missing = (
         {p.name.rstrip("-23") for p in PIPELINE} - set(seen) - {"stable-names", "inline-branches", "simplify-casts"}
     )
-    assert not missing
+    assert missing <= {"assign-layout"}, "which has a test of its own below"
+
+
+def test_layout_marks_convolution_nets_only() -> None:
+    net = vt.Network("layout")
+    x = image(net)
+    y = net.max_pool(net.relu(net.conv(x, rand(4, 4, 3, 3))), kernel_shape=[2, 2])
+    y = net.conv(y, rand(4, 4, 1, 1))
+    net.output("y", net.reshape(y, np.array([0, -1], I64)) @ rand(100, 3))
+    marked = {m.op_type: n.metadata_props.get("venturi.layout") for n in optimize(net).graph for m in [n]}
+    assert marked["Region"] == marked["MaxPool"] == marked["Conv"] == "NHWC"
+    assert marked["MatMul"] is None
+    assert not any("venturi.layout" in n.metadata_props for n in optimize(net_of(attention("plain"))).graph)

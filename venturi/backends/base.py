@@ -58,6 +58,11 @@ class RegionView:
         return self.nodes[0]
 
     @property
+    def layout(self) -> str:
+        """ "NHWC" where the layout pass asked for channels-last values, else ""."""
+        return self.node.metadata_props.get("venturi.layout", "")
+
+    @property
     def sources(self) -> list[str]:
         return source_names(self.node)
 

@@ -222,6 +222,7 @@ def _step(region: RegionView, choice: Choice, args: list[Any] | None, outputs: t
         choice.measurements,
         _flops(region, args, outputs),
         sum(t.nbytes for t in moved),
+        region.layout,
     )
 
 

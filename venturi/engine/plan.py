@@ -34,6 +34,7 @@ class Step:
     measurements: tuple[Measurement, ...] = ()
     flops: float = 0.0
     bytes: int = 0
+    layout: str = ""
 
     @property
     def time_us(self) -> float | None:
@@ -94,4 +95,5 @@ def _step(s: dict[str, Any]) -> Step:
         tuple(Measurement(**m) for m in s["measurements"]),
         float(s["flops"]),
         int(s["bytes"]),
+        str(s["layout"]),
     )

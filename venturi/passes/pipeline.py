@@ -27,6 +27,7 @@ from venturi.passes import (
     epilogue,
     horizontal,
     identities,
+    layout,
     naming,
     norms,
     pads,
@@ -70,6 +71,7 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("fuse-epilogues", epilogue.run, nested=False),
     Pass("cluster-pointwise", cluster.run, nested=False),
     Pass("remove-dead-3", clean.remove_dead),
+    Pass("assign-layout", layout.run, nested=False),
     Pass("stable-names", naming.run, nested=False),
 )
 

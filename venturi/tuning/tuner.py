@@ -18,6 +18,7 @@ from venturi.tuning.timer import CpuTimer
 
 REPEATS = {0: 0, 1: 3, 2: 5, 3: 7, 4: 15, 5: 30}
 REFERENCE = "reference"
+TIE = 1.05
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,9 @@ class Choice:
 
 @dataclass
 class Tuner:
-    """`level` 0 takes the first tactic that matches; above, candidates are timed until `budget_s` is spent."""
+    """Candidates within 5 % of the fastest are a tie, which the backend's order of preference decides.
+
+    `level` 0 takes the first tactic that matches; above, candidates are timed until `budget_s` is spent."""
 
     backend: Backend
     cache: TimingCache
@@ -94,7 +97,10 @@ class Tuner:
         seen = {(m.tactic, repr(sorted(m.config.items()))) for m in known}
         if not timed or any((t.name, repr(sorted(c.items()))) not in seen for t, c in candidates):
             return None
-        best = min(timed, key=lambda m: (m.median_us or 0.0, m.tactic))
+        fastest = min(m.median_us or 0.0 for m in timed)
+        order = {t.name: i for i, t in enumerate(self.backend.tactics)}
+        tied = [m for m in timed if (m.median_us or 0.0) <= TIE * fastest]
+        best = min(tied, key=lambda m: order.get(m.tactic, len(order)))
         tactic = self.backend.tactic(best.tactic)
         if tactic is None:
             return None
@@ -140,7 +146,8 @@ class Tuner:
                     kernel,
                 )
             )
-        best, kernel = min(measured, key=lambda m: (m[0].median_us or 0.0, m[0].tactic))
+        fastest = min(m.median_us or 0.0 for m, _ in measured)
+        best, kernel = next(x for x in measured if (x[0].median_us or 0.0) <= TIE * fastest)
         measurements = [m for m, _ in sorted(measured, key=lambda m: m[0].median_us or 0.0)] + rejected
         if not out_of_time:
             self.cache.put(problem, measurements)

@@ -141,6 +141,8 @@ class AtenConv:
             return spec
         if self._channels_last and spec.weight.dim() not in _FORMATS:
             return "NHWC needs 2 or 3 spatial dimensions"
+        if not self._channels_last and region.layout == "NHWC":
+            return "the layout pass assigned NHWC"
         return [{}]
 
     def bind(self, region: RegionView, config: Config) -> Kernel:
