@@ -33,7 +33,18 @@ def reduce_model(model: ir.Model, fails: Fails) -> ir.Model:
             best, high = part, middle
         else:
             low = middle + 1
-    return _raise_inputs(best, fails)
+    return _raise_inputs(_earliest(best, fails), fails)
+
+
+def _earliest(model: ir.Model, fails: Fails, at_most: int = 64) -> ir.Model:
+    """Bisection by position assumes that failing only ever starts; in a branched graph the first failing node may lie
+    before it. Tried one by one when few nodes are left."""
+    nodes = list(model.graph)
+    for node in nodes if len(nodes) <= at_most else []:
+        part = extract(model, [], [node.outputs[0].name or ""])
+        if fails(part):
+            return part
+    return model
 
 
 def _raise_inputs(model: ir.Model, fails: Fails) -> ir.Model:

@@ -106,8 +106,8 @@ def _check_opset(model: ir.Model) -> None:
     version = model.opset_imports.get("", model.opset_imports.get("ai.onnx"))
     if version is not None and version > OPSET:
         raise ModelError(f"the model needs opset {version}; this version of venturi knows up to {OPSET}")
-    if model.graph is None:
-        raise ModelError("the model has no graph")
+    if not model.graph.outputs:
+        raise ModelError("the model has no outputs: the file is empty, cut off, or not ONNX")
 
 
 def _name_nodes(graph: ir.Graph) -> None:

@@ -38,7 +38,9 @@ def upgrade_model(model: ir.Model) -> None:
     versions = {"": version, ML: model.opset_imports.get(ML, 5)}
     _upgrade_graph(model.graph, versions)
     for function in model.functions.values():
-        _upgrade_nodes(list(function), model.graph, versions)
+        own = {"": function.opset_imports.get("", version), ML: function.opset_imports.get(ML, versions[ML])}
+        _upgrade_nodes(list(function), model.graph, own)
+        function.opset_imports[""] = OPSET
     model.opset_imports.pop("ai.onnx", None)
     model.opset_imports[""] = OPSET
 

@@ -79,8 +79,6 @@ class OneDnnConv:
             return f"oneDNN has no fused {spec.weight.dim() - 2}-D convolution in {spec.weight.dtype} here"
         if spec.weight.numel() == 0:
             return "empty weights"
-        if spec.epilogue.residual is not None and spec.epilogue.activation_first:
-            return "the fused residual add comes before the activation"
         return [{}]
 
     def bind(self, region: RegionView, config: Config) -> Kernel:
@@ -93,17 +91,19 @@ class OneDnnConv:
         geometry = (packed, spec.bias, spec.pads, spec.strides, spec.dilations, spec.group)
         layout = _FORMATS[spec.weight.dim()]
         act, residual = spec.epilogue.activation, spec.epilogue.residual
-        if residual is not None:
+        if residual is not None and not spec.epilogue.activation_first:
             return Kernel(_guard_empty(_conv_add(spec, geometry, layout, residual, act), region))
         post = ("none", [], "") if act is None else act.onednn()
         plain = torch.ops.mkldnn._convolution_pointwise
 
-        def run(x: T) -> T:
-            x = spec.pad(x).contiguous(memory_format=layout)
+        def run(*args: Any) -> T:
+            x = spec.pad(args[0]).contiguous(memory_format=layout)
             if post is not None:
-                fused: T = plain(x, *geometry, *post)
-                return fused
-            return act.apply_(plain(x, *geometry, "none", [], ""))  # type: ignore[union-attr]
+                y: T = plain(x, *geometry, *post)
+            else:
+                assert act is not None
+                y = act.apply_(plain(x, *geometry, "none", [], ""))
+            return y if residual is None else y.add_(args[residual])
 
         return Kernel(_guard_empty(run, region))
 

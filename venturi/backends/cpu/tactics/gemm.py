@@ -64,8 +64,6 @@ class OneDnnLinear:
             return spec
         if not onednn.has_fused_linear() or not onednn.computes(spec.weight.dtype) or spec.weight.numel() == 0:
             return f"oneDNN has no fused linear in {spec.weight.dtype} here"
-        if spec.epilogue.residual is not None and spec.epilogue.activation_first:
-            return "the fused residual add comes before the activation"
         return [{}]
 
     def bind(self, region: RegionView, config: Config) -> Kernel:
@@ -73,7 +71,7 @@ class OneDnnLinear:
         assert isinstance(spec, LinearSpec)
         packed = torch.ops.mkldnn._reorder_linear_weight(spec.weight.contiguous(), 64)
         bias, act, residual = spec.bias, spec.epilogue.activation, spec.epilogue.residual
-        if residual is not None:
+        if residual is not None and not spec.epilogue.activation_first:
             fused = torch.ops.mkldnn._linear_pointwise.binary
 
             def run_add(*args: Any) -> T:
@@ -84,11 +82,14 @@ class OneDnnLinear:
         plain = torch.ops.mkldnn._linear_pointwise
         post = ("none", [], "") if act is None else act.onednn()
 
-        def run(x: T) -> T:
+        def run(*args: Any) -> T:
+            x = args[0].contiguous()
             if post is not None:
-                fused: T = plain(x.contiguous(), packed, bias, *post)
-                return fused
-            return act.apply_(plain(x.contiguous(), packed, bias, "none", [], ""))  # type: ignore[union-attr]
+                y: T = plain(x, packed, bias, *post)
+            else:
+                assert act is not None
+                y = act.apply_(plain(x, packed, bias, "none", [], ""))
+            return y if residual is None else y.add_(args[residual])
 
         return Kernel(_guard(run, spec))
 
