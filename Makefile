@@ -48,7 +48,7 @@ gpu-check: $(STAMP)  ## tests marked gpu (needs an NVIDIA GPU)
 	$(PY) -m pytest -m gpu
 
 docs: $(STAMP)   ## regenerate docs/operators.md and docs/env.md
-	$(PY) -m benchmarks.write_docs
+	$(PY) -m docs.generate
 
 clean:           ## remove what make created
 	rm -rf $(VENV) .cache build *.egg-info
