@@ -18,7 +18,9 @@ def main() -> None:
     rows = []
     for entry in ZOO:
         r = check_entry(entry, opt_level=3)
-        table.add_row(r.name, f"{r.export_s:.1f}", f"{r.build_s:.2f}", str(r.steps), str(r.attentions), f"{r.error:.1e}")
+        table.add_row(
+            r.name, f"{r.export_s:.1f}", f"{r.build_s:.2f}", str(r.steps), str(r.attentions), f"{r.error:.1e}"
+        )
         rows.append(vars(r))
     Console().print(table)
     print(save("zoo", rows))

@@ -27,7 +27,15 @@ def test_python_blocks_run(page: Path, tmp_path: Path) -> None:
     script = "\n".join(_blocks(page, "python"))
     (tmp_path / "page.py").write_text(script)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "page.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        [sys.executable, "page.py"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -35,14 +43,19 @@ def test_python_blocks_run(page: Path, tmp_path: Path) -> None:
 def test_shell_blocks_run(page: Path, tmp_path: Path) -> None:
     """Line by line, `venturi` being this interpreter's; what installs or takes minutes is run by CI itself."""
     os.symlink(ROOT / "examples", tmp_path / "examples")
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
     ran = 0
     for line in "\n".join(_blocks(page, "sh")).splitlines():
         command = line.split("#")[0].strip()
         if not command or command.startswith(_SLOW):
             continue
         command = re.sub(r"^venturi\b", f"{sys.executable} -m venturi", command)
-        done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(
+            command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
         assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
         ran += 1
     assert ran or all(line.startswith(_SLOW) or not line for b in _blocks(page, "sh") for line in b.splitlines())

@@ -170,6 +170,7 @@ def tree_ensemble(
     tree_roots: list[int],
 ) -> T:
     n, leaves = len(nodes_featureids), len(leaf_targetids)
+    x, nodes_splits, nodes_modes, leaf_weights = (t.cpu() for t in (x, nodes_splits, nodes_modes, leaf_weights))
 
     def child(ids: list[int], leaf: list[int]) -> list[int]:
         return [n + i if is_leaf else i for i, is_leaf in zip(ids, leaf)]

@@ -13,6 +13,7 @@ import onnx_ir as ir
 import torch
 
 from venturi.core.errors import RequestError, VenturiError
+from venturi.core.log import logger
 from venturi.ir.build import captured, subgraphs
 from venturi.ir.region import body_of, is_region
 from venturi.ops.table import CONTROL, OpContext, get_op
@@ -92,7 +93,7 @@ class Program:
             steps.append(
                 Step(
                     node,
-                    node_function(node, self._shared, self.device),
+                    _on_device(node_function(node, self._shared, self.device), self.device),
                     tuple(-1 if v is None else self._slot(v) for v in values),
                     tuple(self._slot(v) for v in node.outputs),
                     tuple(self._slot(v) for v in dead),
@@ -135,6 +136,31 @@ class Program:
                 f"{type(exc).__name__}: {str(exc).splitlines()[0] if str(exc) else ''}", where=_place(step)
             ) from exc
         return [env[i] for i in self._outputs]
+
+
+def _on_device(fn: Fn, device: str) -> Fn:
+    """On an accelerator, results of host-side references (Shape, strings, numpy) move to it, and a reference that
+    refuses device tensors gets host copies. The interpreter is about meaning; the log says where this happened."""
+    if device in ("cpu", "meta"):
+        return fn
+
+    def call(*args: Any) -> Any:
+        try:
+            result = fn(*args)
+        except (RuntimeError, TypeError) as exc:
+            logger.debug("reference runs on the host: %s", exc)
+            result = fn(*(_moved(a, "cpu") for a in args))
+        return _moved(result, device)
+
+    return call
+
+
+def _moved(x: Any, device: str) -> Any:
+    if isinstance(x, torch.Tensor):
+        return x.to(device)
+    if isinstance(x, tuple | list):
+        return type(x)(_moved(v, device) for v in x)
+    return x
 
 
 def _place(step: Step | None) -> str:
