@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from venturi.core.knobs import check_environment
+from venturi.core.knobs import DEBUG, check_environment
 from venturi.core.log import CallbackHandler, LogCallback, logger
 from venturi.core.progress import ProgressCallback, report
 from venturi.engine.builder import compile_model, resolve_device
 from venturi.engine.config import BuildConfig, Profile
 from venturi.engine.engine import Engine, load_engine
+from venturi.engine.inspector import make_report
+from venturi.engine.plan import Plan
 from venturi.frontends.sources import import_model
 
 
@@ -71,7 +74,9 @@ def build(
         model = import_model(source, example, dynamic_shapes)
         report(progress, "import", 1, 1)
         kept = model.clone() if settings.refit or settings.strip else None
-        return Engine(compile_model(model, settings, progress), settings, kept)
+        engine = Engine(compile_model(model, settings, progress), settings, kept)
+    explain(engine.plan, DEBUG.get())
+    return engine
 
 
 def load(path: str | Path, *, weights: Mapping[str, Any] | str | Path | None = None, verify: bool = True) -> Engine:
@@ -82,6 +87,23 @@ def load(path: str | Path, *, weights: Mapping[str, Any] | str | Path | None = N
     """
     check_environment()
     return load_engine(path, weights=weights, verify=verify)
+
+
+def explain(plan: Plan, level: int) -> None:
+    """VENTURI_DEBUG on stderr: 1 a summary, 2 time by Region, 3 every candidate with the chosen one marked."""
+    if level < 1:
+        return
+    print(
+        f"venturi: {len(plan.steps)} steps on {plan.target}, {plan.timings_ms} ms, passes {plan.passes}",
+        file=sys.stderr,
+    )
+    if level >= 2:
+        print(make_report(plan), file=sys.stderr)
+    for step in plan.steps if level >= 3 else ():
+        for m in step.measurements:
+            time = "-" if m.median_us is None else f"{m.median_us:.1f} us"
+            mark = " <--" if m.tactic == step.tactic and m.config == step.config else ""
+            print(f"  {step.name}: {m.tactic} {time} {m.reason}{mark}", file=sys.stderr)
 
 
 class _logging_to:

@@ -397,6 +397,33 @@ def test_unknown_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
         vt.build(mlp())
 
 
+def test_debug_levels_explain_the_plan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = []
+    for level in ("0", "1", "2", "3"):
+        monkeypatch.setenv("VENTURI_DEBUG", level)
+        vt.build(conv_net(), opt_level=1)
+        texts.append(capsys.readouterr().err)
+    assert texts[0] == ""
+    assert "steps on cpu" in texts[1]
+    assert "Conv+Relu" in texts[2]
+    assert "<--" in texts[3]
+    assert len(texts[1]) < len(texts[2]) < len(texts[3])
+
+
+def test_a_tactic_missing_on_this_machine_is_replaced_at_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from venturi.backends.cpu import onednn
+
+    engine = vt.build(conv_net(), opt_level=0)
+    assert any(s.tactic == "onednn-conv" for s in engine.plan.steps)
+    engine.save(tmp_path / "e.vt")
+    monkeypatch.setattr(onednn, "has_fused_conv", lambda: False)
+    loaded = vt.load(tmp_path / "e.vt")
+    assert not any(s.tactic == "onednn-conv" for s in loaded.plan.steps)
+    assert any("not on this machine" in m.reason for s in loaded.plan.steps for m in s.measurements)
+    x = x_of(2, 8, 10, 10)
+    np.testing.assert_allclose(loaded(x), engine(x), rtol=1e-5, atol=1e-5)
+
+
 def test_strict_mode_names_what_only_the_reference_can_do() -> None:
     with pytest.raises(vt.TuningError, match="strict"):
         vt.build(nonzero(), strict=True, opt_level=0)

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import onnx_ir as ir
 import torch
 
 from venturi.backends.cpu.backend import CPU
-from venturi.core.errors import EngineError, ShapeError
+from venturi.core.errors import EngineError, ShapeError, mapped
 from venturi.core.log import logger
 from venturi.core.registry import nearest
 from venturi.engine.artifact import SOURCE_WEIGHTS, WEIGHTS, open_artifact, save_artifact
@@ -28,7 +29,7 @@ from venturi.ir.dtypes import dtype_from_name
 from venturi.ops.tensors import STORAGE, to_numpy, to_torch
 from venturi.runtime.batching import Batching, Worker
 from venturi.runtime.context import Context
-from venturi.runtime.executable import bind_plan
+from venturi.runtime.executable import Executable, bind_plan
 from venturi.runtime.profiler import Profiler
 
 
@@ -298,7 +299,9 @@ def load_engine(
         source = _restore_source(container.entry("source.onnx"), weights, where)
         return Engine(_rebuild(source, plan, config), config, source)
     model, stored = unpack_graph(container.entry("graph.onnx"), container.entry(WEIGHTS), where)
-    built = Built(model, plan, stored, _bind(model, plan, stored, where))
+    executable = _bind(model, plan, stored, where)
+    plan = replace(plan, steps=tuple(c.step for c in executable.calls))
+    built = Built(model, plan, stored, executable)
     kept = None
     if "source.onnx" in container.entries:
         kept, _ = unpack_graph(container.entry("source.onnx"), container.entry(SOURCE_WEIGHTS), where)
@@ -308,9 +311,7 @@ def load_engine(
     return engine
 
 
-def _bind(model: ir.Model, plan: Plan, stored: Mapping[str, Any], where: str) -> Any:
-    from venturi.core.errors import mapped
-
+def _bind(model: ir.Model, plan: Plan, stored: Mapping[str, Any], where: str) -> Executable:
     with mapped(where, EngineError):
         return bind_plan(model.graph, plan.steps, stored, CPU)
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx_ir as ir
 
-from venturi.backends.base import Backend, Kernel, RegionView
+from venturi.backends.base import Backend, Kernel, RegionView, Tactic
 from venturi.core.errors import EngineError, at
+from venturi.core.log import logger
 from venturi.engine.plan import Step
 from venturi.engine.stability import stable_values
 from venturi.ir.build import captured, subgraphs
 from venturi.ir.region import is_region
+from venturi.tuning.cache import Measurement
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,12 @@ def reads_of(node: ir.Node, weights: Mapping[str, Any]) -> list[ir.Value]:
 
 
 def bind_plan(graph: ir.Graph, steps: Sequence[Step], weights: Mapping[str, Any], backend: Backend) -> Executable:
-    """Prepare every kernel the steps name. Raises EngineError when steps and graph disagree."""
+    """Prepare every kernel the steps name. A tactic that cannot run on this machine is replaced by the first that
+    can; the step then says so. Raises EngineError when steps and graph disagree."""
     nodes = list(graph)
     if len(nodes) != len(steps):
         raise EngineError(f"the plan has {len(steps)} steps for {len(nodes)} nodes")
-    kernels = []
+    kernels, bound = [], []
     for node, step in zip(nodes, steps):
         tactic = backend.tactic(step.tactic)
         if tactic is None or step.name != node.name:
@@ -63,9 +66,21 @@ def bind_plan(graph: ir.Graph, steps: Sequence[Step], weights: Mapping[str, Any]
         with at(f"step {step.name!r}"):
             region = RegionView(node, weights)
             if isinstance(reason := tactic.match(region), str):
-                raise EngineError(f"tactic {step.tactic} cannot run here: {reason}")
+                tactic, step = _replacement(region, step, reason, backend)
             kernels.append(tactic.bind(region, step.config))
-    return link(graph, steps, kernels, weights)
+            bound.append(step)
+    return link(graph, bound, kernels, weights)
+
+
+def _replacement(region: RegionView, step: Step, reason: str, backend: Backend) -> tuple[Tactic, Step]:
+    for tactic in backend.tactics:
+        configs = tactic.match(region)
+        if not isinstance(configs, str):
+            logger.warning("step %r: %s cannot run here (%s); using %s", step.name, step.tactic, reason, tactic.name)
+            lost = Measurement(step.tactic, dict(step.config), reason=f"not on this machine: {reason}")
+            chosen = Measurement(tactic.name, dict(configs[0]), reason="first match at load")
+            return tactic, replace(step, tactic=tactic.name, config=dict(configs[0]), measurements=(chosen, lost))
+    raise EngineError(f"no tactic of {backend.name} can run here; {step.tactic}: {reason}")
 
 
 def link(graph: ir.Graph, steps: Sequence[Step], kernels: Sequence[Kernel], weights: Mapping[str, Any]) -> Executable:
