@@ -6,42 +6,8 @@ import onnx_ir as ir
 
 from venturi.ir.build import subgraphs
 from venturi.ir.region import is_region, members
-from venturi.ops.table import CONTROL, DATA_DEPENDENT, RANDOM, find_op
+from venturi.ops.table import CONTROL, DATA_DEPENDENT, RANDOM, SHAPED_BY_VALUES, find_op
 
-SHAPED_BY_VALUES = frozenset(
-    [
-        "Reshape",
-        "Expand",
-        "Slice",
-        "Squeeze",
-        "Unsqueeze",
-        "Tile",
-        "Pad",
-        "Resize",
-        "TopK",
-        "Split",
-        "OneHot",
-        "ReduceSum",
-        "ReduceMean",
-        "ReduceMax",
-        "ReduceMin",
-        "ReduceProd",
-        "ReduceL1",
-        "ReduceL2",
-        "ReduceLogSum",
-        "ReduceLogSumExp",
-        "ReduceSumSquare",
-        "CenterCropPad",
-        "Range",
-        "ConstantOfShape",
-        "DFT",
-        "STFT",
-        "AffineGrid",
-        "Col2Im",
-        "MaxUnpool",
-        "Upsample",
-    ]
-)
 _FROM_FIRST = frozenset({"Range", "ConstantOfShape"})
 
 

@@ -20,7 +20,7 @@ from venturi.backends.reference.program import node_function
 from venturi.core.errors import ShapeError
 from venturi.ir.build import subgraphs
 from venturi.ir.region import is_region
-from venturi.ops.table import CONTROL, DATA_DEPENDENT, RANDOM, find_op
+from venturi.ops.table import CONTROL, DATA_DEPENDENT, RANDOM, SHAPED_BY_VALUES, find_op
 from venturi.ops.tensors import STORAGE, logical_dtype, to_torch
 
 log = logging.getLogger("venturi")
@@ -195,49 +195,14 @@ def _run_node(node: ir.Node, env: Mapping[ir.Value, Any], symbols: Symbols, prob
     )
 
 
-_SHAPED_BY_VALUES = frozenset(
-    [
-        "Reshape",
-        "Expand",
-        "Slice",
-        "Squeeze",
-        "Unsqueeze",
-        "Tile",
-        "Pad",
-        "Resize",
-        "TopK",
-        "Split",
-        "OneHot",
-        "CumSum",
-        "CumProd",
-        "ReduceSum",
-        "ReduceMean",
-        "ReduceMax",
-        "ReduceMin",
-        "ReduceProd",
-        "ReduceL1",
-        "ReduceL2",
-        "ReduceLogSum",
-        "ReduceLogSumExp",
-        "ReduceSumSquare",
-        "CenterCropPad",
-        "Trilu",
-        "Range",
-        "ConstantOfShape",
-        "DFT",
-        "STFT",
-        "AffineGrid",
-        "Col2Im",
-        "MaxUnpool",
-    ]
-)
+_HOST_OPERANDS = SHAPED_BY_VALUES | {"CumSum", "CumProd", "Trilu"}
 
 
 def _uniform(node: ir.Node, inputs: list[Any]) -> list[Any]:
-    """Torch wants operands on one device: real ones go to meta, except those whose values give a shape."""
+    """Torch wants operands on one device: real ones go to meta, except those whose values are read on the host."""
     if not any(x is not None and x.device.type == "meta" for x in inputs):
         return inputs
-    if is_region(node) or node.op_type not in _SHAPED_BY_VALUES:
+    if is_region(node) or node.op_type not in _HOST_OPERANDS:
         return [x if x is None else x.to("meta") for x in inputs]
     return [x if x is None or i else x.to("meta") for i, x in enumerate(inputs)]
 

@@ -35,6 +35,17 @@ DATA_DEPENDENT = "data-dependent"  # output shape depends on input values
 RANDOM = "random"  # not pure: two runs may differ
 CONTROL = "control"  # holds subgraphs
 
+# Operators of the standard domain whose later inputs' values decide the output's shape (Range and ConstantOfShape:
+# the first one's too).
+SHAPED_BY_VALUES = frozenset(
+    {
+        "Reshape", "Expand", "Slice", "Squeeze", "Unsqueeze", "Tile", "Pad", "Resize", "TopK", "Split", "OneHot",
+        "ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceLogSum",
+        "ReduceLogSumExp", "ReduceSumSquare", "CenterCropPad", "Range", "ConstantOfShape", "DFT", "STFT",
+        "AffineGrid", "Col2Im", "MaxUnpool", "Upsample",
+    }
+)  # fmt: skip
+
 F = TypeVar("F", bound=Callable[..., Any])
 Shapes = Sequence[Sequence[int]]
 FlopsFn = Callable[[Shapes, Shapes, dict[str, Any]], float]
