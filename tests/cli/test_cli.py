@@ -96,7 +96,7 @@ def test_json(name: str, folder: Path) -> None:
         "bench": lambda d: (
             d["runs"] >= 10 and d["min_ms"] <= d["median_ms"] <= d["max_ms"] and len(d["profile"]["layers"]) > 0
         ),
-        "bench-onnx": lambda d: d["shapes"] == {"image": [3, 1, 8, 8]},
+        "bench-onnx": lambda d: d["shapes"] == {"image": [3, 1, 8, 8]} and d["read_ms"] > 0 and d["compile_ms"] > 0,
         "run": lambda d: (
             d["passed"] and (folder / "in.npz").exists() and np.load(folder / "out.npz")["logits"].shape == (1, 10)
         ),

@@ -12,15 +12,24 @@ from venturi.cli.output import console, emit_json, parse_shapes, progress_bar, t
 
 
 def open_or_build(path: Path, *, quiet: bool, **options: Any) -> tuple[Any, dict[str, float]]:
-    """(engine, milliseconds of reading, compiling or loading)."""
+    """(engine, milliseconds of loading, or of reading and compiling)."""
     import venturi as vt
+    from venturi.core.progress import ProgressEvent
 
     start = time.perf_counter()
     if path.suffix == ".vt":
         return vt.load(path), {"load_ms": (time.perf_counter() - start) * 1e3}
-    with progress_bar(not quiet) as progress:
+    times: dict[str, float] = {}
+    with progress_bar(not quiet) as show:
+
+        def progress(event: ProgressEvent) -> bool | None:
+            if event.phase == "import" and event.step == event.num_steps:
+                times["read_ms"] = (time.perf_counter() - start) * 1e3
+            return show(event) if show is not None else None
+
         engine = vt.build(path, progress=progress, **options)
-    return engine, {"compile_ms": (time.perf_counter() - start) * 1e3}
+    times["compile_ms"] = (time.perf_counter() - start) * 1e3 - times["read_ms"]
+    return engine, times
 
 
 def random_inputs(engine: Any, shapes: dict[str, tuple[int, ...]], seed: int = 0) -> dict[str, Any]:
