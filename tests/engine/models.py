@@ -44,3 +44,7 @@ def nonzero() -> vt.Network:
     net.output("index", index)
     net.output("twice", net.op("Gather", x * 2.0, net.squeeze(index, np.array([0], dtype=np.int64))))
     return net
+
+
+def x_of(*shape: int, seed: int = 7) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)

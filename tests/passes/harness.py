@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from venturi.frontends.onnx_import import import_onnx
 from venturi.ir.region import is_region, kind_of, members
 from venturi.passes.pipeline import run_pipeline
 from venturi.passes.rewriting import PassContext
+
+Build = Callable[[vt.Network], None]
 
 
 def rand(*shape: int, seed: int = 0, low: float = -1.0, high: float = 1.0) -> np.ndarray[Any, Any]:
@@ -54,3 +57,17 @@ def check(net: vt.Network, model: ir.Model, rtol: float = 1e-5, **given: Any) ->
         assert got[name].shape == w.shape
         scale = np.abs(w[np.isfinite(w)]).max(initial=1e-6) if w.dtype.kind == "f" else 1
         np.testing.assert_allclose(got[name], w, rtol=rtol, atol=rtol * scale)
+
+
+def net_of(build: Build) -> vt.Network:
+    net = vt.Network("case")
+    build(net)
+    return net
+
+
+def image(net: vt.Network, channels: int = 4, batch: Any = "n") -> Any:
+    return net.input("x", (batch, channels, 8, 8))
+
+
+def gemm_bias_gelu(net: vt.Network) -> None:
+    net.output("y", net.gelu(net.input("x", ("n", 3, 8)) @ rand(8, 5) + rand(5)))

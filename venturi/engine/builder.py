@@ -13,6 +13,7 @@ import torch
 
 from venturi.backends.base import Kernel, RegionView
 from venturi.backends.cpu.backend import CPU
+from venturi.backends.reference.program import OPERATOR_ERRORS
 from venturi.core.errors import DeviceError, ShapeError, VenturiError
 from venturi.core.log import logger
 from venturi.core.progress import ProgressCallback, report
@@ -29,17 +30,6 @@ from venturi.passes.rewriting import PassContext
 from venturi.runtime.executable import Executable, link, reads_of
 from venturi.tuning.cache import TimingCache, default_path
 from venturi.tuning.tuner import Choice, Tuner
-
-_ERRORS = (
-    RuntimeError,
-    IndexError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    KeyError,
-    VenturiError,
-)
 
 
 @dataclass(frozen=True)
@@ -194,7 +184,7 @@ def _plan_steps(
                     result = choice.kernel.run(*args)  # type: ignore[misc]
                     outputs = result if isinstance(result, tuple) else (result,)
                     env.update(zip(node.outputs, outputs))
-                except _ERRORS as exc:
+                except (*OPERATOR_ERRORS, VenturiError) as exc:
                     live = False
                     logger.warning("random inputs fail at %s (%s): the rest is planned without timing", node.name, exc)
             steps.append(_step(region, choice, args, outputs))

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from venturi.backends.reference.program import OPERATOR_ERRORS
 from venturi.core.errors import RequestError, VenturiError
 from venturi.engine.memory_plan import Lifetime, plan_memory
 from venturi.runtime.executable import Call, Executable
 from venturi.runtime.profiler import Profiler
 
 MAX_BINDINGS = 16
-_FOREIGN = (RuntimeError, IndexError, ValueError, TypeError, AttributeError, AssertionError, KeyError)
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Context:
                         env[call.outputs[0]] = result
                 for slot in call.dead:
                     env[slot] = None
-        except _FOREIGN as exc:
+        except OPERATOR_ERRORS as exc:
             raise _failure(call, exc) from exc
         except VenturiError as exc:
             exc.where = exc.where or _place(call)
@@ -132,7 +132,7 @@ class Context:
                 watch.saw(i, call, inputs, outputs)
                 for slot in call.dead:
                     env[slot] = None
-        except _FOREIGN as exc:
+        except OPERATOR_ERRORS as exc:
             raise _failure(call, exc) from exc
         except VenturiError as exc:
             exc.where = exc.where or _place(call)

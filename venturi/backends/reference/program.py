@@ -23,6 +23,10 @@ Fn = Callable[..., Any]
 Hook = Callable[[ir.Node, list[Any], tuple[Any, ...]], None]
 
 
+# What torch and Python raise when an operator refuses its inputs.
+OPERATOR_ERRORS = (RuntimeError, IndexError, ValueError, TypeError, AttributeError, AssertionError, KeyError)
+
+
 @dataclass(frozen=True)
 class Step:
     """One call: read `inputs` (slot -1 is an absent input), write `outputs`, then forget `dead`."""
@@ -123,15 +127,7 @@ class Program:
         except VenturiError as exc:
             exc.where = exc.where or _place(step)
             raise
-        except (
-            RuntimeError,
-            IndexError,
-            ValueError,
-            TypeError,
-            AttributeError,
-            AssertionError,
-            KeyError,
-        ) as exc:
+        except OPERATOR_ERRORS as exc:
             raise RequestError(
                 f"{type(exc).__name__}: {str(exc).splitlines()[0] if str(exc) else ''}", where=_place(step)
             ) from exc
