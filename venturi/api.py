@@ -11,11 +11,12 @@ from typing import Any
 from venturi.core.knobs import DEBUG, check_environment
 from venturi.core.log import CallbackHandler, LogCallback, logger
 from venturi.core.progress import ProgressCallback, report
-from venturi.engine.builder import compile_model, resolve_device
+from venturi.engine.builder import compile_model
 from venturi.engine.config import BuildConfig, Profile
 from venturi.engine.engine import Engine, load_engine
 from venturi.engine.inspector import make_report
 from venturi.engine.plan import Plan
+from venturi.engine.target import resolve_device
 from venturi.frontends.sources import import_model
 
 
@@ -42,7 +43,7 @@ def build(
     Args:
         source: ONNX path, bytes or proto, onnx_ir.Model, vt.Network, nn.Module or ExportedProgram.
         example: inputs for torch modules: a tensor, a tuple, or a mapping of keyword inputs.
-        device: "auto" or "cpu".
+        device: "cpu", "cuda", "cuda:1"; "auto" is the first GPU, else the CPU.
         precision: "model" (as typed), "fp32", "fp16", "bf16". Inputs and outputs keep the model's types.
         profiles: shape ranges of dynamic inputs; the first one's optimum is tuned for.
         budget: seconds of tuning; without one, every candidate is timed.
@@ -79,14 +80,21 @@ def build(
     return engine
 
 
-def load(path: str | Path, *, weights: Mapping[str, Any] | str | Path | None = None, verify: bool = True) -> Engine:
-    """Open an engine file. Raises EngineError when it is damaged or of another format.
+def load(
+    path: str | Path,
+    *,
+    weights: Mapping[str, Any] | str | Path | None = None,
+    verify: bool = True,
+    device: str | None = None,
+) -> Engine:
+    """Open an engine file. Raises EngineError when it is damaged or of another format, DeviceError when the GPU it
+    was built for is not there.
 
     `weights` (a dict of arrays by source name, or the ONNX file) fills a stripped engine. `verify=False` skips the
-    checksum of the whole file.
+    checksum of the whole file. `device` picks a GPU ("cuda:1") for an engine built for GPUs.
     """
     check_environment()
-    return load_engine(path, weights=weights, verify=verify)
+    return load_engine(path, weights=weights, verify=verify, device=device)
 
 
 def explain(plan: Plan, level: int) -> None:

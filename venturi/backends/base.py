@@ -46,7 +46,7 @@ class RegionView:
         outer = list(node.inputs)
         self.formal = list(body_of(node).inputs) if is_region(node) else outer
         self._outer = dict(zip(self.formal, outer)) if is_region(node) else {v: v for v in outer if v is not None}
-        self.dynamic = [v for v in self.formal if v is not None and self.constant(v) is None]
+        self.dynamic = [v for v in self.formal if v is not None and not self.is_constant(v)]
         self.outputs = list(body_of(node).outputs) if is_region(node) else list(node.outputs)
 
     @property
@@ -76,6 +76,11 @@ class RegionView:
             return None
         outer = self._outer.get(value)
         return self.weights.get(outer.name or "") if outer is not None else None
+
+    def is_constant(self, value: ir.Value | None) -> bool:
+        """Whether a weight is behind an input, without fetching it."""
+        outer = None if value is None else self._outer.get(value)
+        return outer is not None and (outer.name or "") in self.weights
 
     def position(self, value: ir.Value | None) -> int | None:
         """Index of a formal input among the dynamic ones."""

@@ -58,20 +58,23 @@ def save_artifact(path: str | Path, plan: Plan, entries: Mapping[str, Chunks], e
     write_container(path, {"manifest.json": [manifest], f"plan-{plan.target}.json": [plan_bytes], **listed})
 
 
-def open_artifact(path: str | Path, target: str = "cpu", *, verify: bool = True) -> Loaded:
-    """Raises EngineError for anything that is not an intact engine file of a format this version reads."""
+def open_artifact(path: str | Path, target: str | None = None, *, verify: bool = True) -> Loaded:
+    """`target` None is the file's first. Raises EngineError for anything that is not an intact engine file of a
+    format this version reads."""
     with mapped(str(path), EngineError):
         container = Container(path, verify=verify)
-        manifest = _json(container, "manifest.json")
+        manifest = read_json(container, "manifest.json")
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
             found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
             raise EngineError(f"engine format {found!r}, this version reads {FORMAT}; build the engine again")
-        if target not in manifest.get("targets", []):
-            raise EngineError(f"the engine has plans for {manifest.get('targets')}, not for {target!r}")
-        return Loaded(container, manifest, Plan.from_json(_json(container, f"plan-{target}.json")))
+        targets = manifest.get("targets", [])
+        target = targets[0] if target is None and isinstance(targets, list) and targets else target
+        if target not in targets:
+            raise EngineError(f"the engine has plans for {targets}, not for {target!r}")
+        return Loaded(container, manifest, Plan.from_json(read_json(container, f"plan-{target}.json")))
 
 
-def _json(container: Container, name: str) -> Any:
+def read_json(container: Container, name: str) -> Any:
     try:
         return json.loads(bytes(container.entry(name)))
     except (ValueError, RecursionError) as exc:

@@ -12,14 +12,14 @@ import onnx_ir as ir
 import torch
 
 from venturi.backends.base import Kernel, RegionView
-from venturi.backends.cpu.backend import CPU
 from venturi.backends.reference.program import OPERATOR_ERRORS
-from venturi.core.errors import DeviceError, ShapeError, VenturiError
+from venturi.core.errors import ShapeError, VenturiError
 from venturi.core.log import logger
 from venturi.core.progress import ProgressCallback, report
 from venturi.core.registry import nearest
 from venturi.engine.config import BuildConfig, Profile
 from venturi.engine.plan import Plan, Step, TensorSpec
+from venturi.engine.target import Target, open_target
 from venturi.ir.build import static_shape, subgraphs
 from venturi.ir.dtypes import dtype_name
 from venturi.ir.region import is_region
@@ -40,36 +40,32 @@ class Built:
     plan: Plan
     weights: Mapping[str, Any]
     executable: Executable
-
-
-def resolve_device(device: str) -> str:
-    """auto and cpu are the CPU. Raises DeviceError for devices this build has no backend for."""
-    if device in ("auto", "cpu"):
-        return "cpu"
-    if device.startswith("cuda"):
-        raise DeviceError(f"device {device!r}: the CUDA backend is not built yet; use device='cpu'")
-    raise DeviceError(f"unknown device {device!r}; known: auto, cpu")
+    target: Target
 
 
 def compile_model(model: ir.Model, config: BuildConfig, progress: ProgressCallback | None = None) -> Built:
     """Run the passes on `model` (in place) and plan it for the configured device."""
-    device = resolve_device(config.device)
+    target = open_target(config.device)
     check_profiles(model.graph, config.profiles)
     ctx = PassContext(precision=config.precision)
     pass_ms = run_pipeline(model, ctx, progress=progress)
-    weights = stored_weights(model.graph)
+    weights = target.weights(stored_weights(model.graph))
     start = time.perf_counter()
-    cache = TimingCache(config.timing_cache if config.timing_cache is not None else default_path())
-    tuner = Tuner(CPU, cache, config.opt_level, config.budget, config.strict)
+    cache = TimingCache(
+        config.timing_cache if config.timing_cache is not None else default_path(), target.describe()
+    )
+    tuner = Tuner(target.backend, cache, config.opt_level, config.budget, config.strict, target.timer())
     profile = config.profiles[0] if config.profiles else None
     examples = None if config.opt_level == 0 else example_inputs(model.graph, profile, config.seed)
-    steps, kernels = _plan_steps(model.graph, weights, tuner, examples, progress)
+    if config.opt_level > 0:
+        target.prepare([RegionView(n, weights) for n in model.graph], progress)
+    steps, kernels = _plan_steps(model.graph, weights, tuner, _placed(examples, target), progress)
     try:
         cache.save()
     except OSError as exc:
         logger.warning("the timing cache %s could not be saved: %s", cache.path, exc)
     plan = Plan(
-        device,
+        target.name,
         config.precision,
         tuple(spec_of(v) for v in model.graph.inputs),
         tuple(spec_of(v) for v in model.graph.outputs),
@@ -82,7 +78,11 @@ def compile_model(model: ir.Model, config: BuildConfig, progress: ProgressCallba
             "planning": round((time.perf_counter() - start) * 1e3, 2),
         },
     )
-    return Built(model, plan, weights, link(model.graph, steps, kernels, weights))
+    return Built(model, plan, weights, link(model.graph, steps, kernels, weights), target)
+
+
+def _placed(examples: dict[str, Any] | None, target: Target) -> dict[str, Any] | None:
+    return None if examples is None else {n: x.to(target.device) for n, x in examples.items()}
 
 
 def stored_weights(graph: ir.Graph) -> dict[str, Any]:

@@ -15,20 +15,19 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from venturi.backends.cpu.backend import CPU
 from venturi.core.errors import EngineError, ShapeError, mapped
 from venturi.core.log import logger
 from venturi.core.registry import nearest
-from venturi.engine.artifact import SOURCE_WEIGHTS, WEIGHTS, open_artifact, save_artifact
+from venturi.engine.artifact import SOURCE_WEIGHTS, WEIGHTS, Loaded, open_artifact, read_json, save_artifact
 from venturi.engine.builder import Built, compile_model, rename_steps, stored_weights
 from venturi.engine.config import BuildConfig, Profile
 from venturi.engine.graph_file import pack_graph, set_weights, unpack_graph
 from venturi.engine.inspector import Report, make_report
 from venturi.engine.plan import Plan, TensorSpec
+from venturi.engine.target import RunContext, Target, open_target
 from venturi.ir.dtypes import dtype_from_name
 from venturi.ops.tensors import STORAGE, to_numpy, to_torch
 from venturi.runtime.batching import Batching, Worker
-from venturi.runtime.context import Context
 from venturi.runtime.executable import Executable, bind_plan
 from venturi.runtime.profiler import Profiler
 
@@ -44,7 +43,7 @@ class Engine:
         self._config = config
         self._source = source
         self._profiles = [Profile.from_dict(p) for p in built.plan.profiles]
-        self._idle: queue.LifoQueue[Context] = queue.LifoQueue()
+        self._idle: queue.LifoQueue[RunContext] = queue.LifoQueue()
         self._seen: set[tuple[Any, ...]] = set()
         self._dtypes = [_storage(s) for s in built.plan.inputs]
         self._lock = threading.Lock()
@@ -54,6 +53,14 @@ class Engine:
     @property
     def plan(self) -> Plan:
         return self._built.plan
+
+    @property
+    def device(self) -> str:
+        """The torch device that computes: "cpu", "cuda:0", ..."""
+        return str(self._built.target.device)
+
+    def _new_context(self) -> RunContext:
+        return self._built.target.context(self._built.executable)
 
     @property
     def inputs(self) -> list[TensorSpec]:
@@ -95,7 +102,7 @@ class Engine:
         """A context of the caller's own, with its own arena, limited to one profile's shapes."""
         if self._profiles and not 0 <= profile < len(self._profiles):
             raise ShapeError(f"profile {profile} does not exist; the engine has {len(self._profiles)}")
-        yield EngineContext(self, Context(self._built.executable), profile if self._profiles else None)
+        yield EngineContext(self, self._new_context(), profile if self._profiles else None)
 
     def close(self) -> None:
         """Finish queued requests and stop the submit thread. The engine stays usable."""
@@ -104,7 +111,7 @@ class Engine:
         if worker is not None:
             worker.close()
 
-    def _execute(self, args: list[Any], context: Context | None = None, profile: int | None = None) -> list[Any]:
+    def _execute(self, args: list[Any], context: RunContext | None = None, profile: int | None = None) -> list[Any]:
         stored = self._accept(args, profile)
         if context is not None:
             outputs = context.run(stored)
@@ -112,14 +119,16 @@ class Engine:
             try:
                 own = self._idle.get_nowait()
             except queue.Empty:
-                own = Context(self._built.executable)
+                own = self._new_context()
             try:
                 outputs = own.run(stored)
             finally:
                 self._idle.put(own)
-        if any(isinstance(a, torch.Tensor) for a in args):
+        tensors = [a for a in args if isinstance(a, torch.Tensor)]
+        if tensors and (not args or tensors[0].device == self._built.target.device):
             return outputs
-        return [to_numpy(o, _logical(s)) for o, s in zip(outputs, self.plan.outputs)]
+        outputs = [o.cpu() if isinstance(o, torch.Tensor) else o for o in outputs]
+        return outputs if tensors else [to_numpy(o, _logical(s)) for o, s in zip(outputs, self.plan.outputs)]
 
     def _accept(self, args: list[Any], profile: int | None) -> list[Any]:
         """Stored inputs, checked against the interface; shapes already seen skip the shape checks."""
@@ -168,7 +177,7 @@ class Engine:
     def profile(self, inputs: Mapping[str, Any], runs: int = 10) -> Report:
         """Run `runs` times with a clock around every step; the report has the medians and their source nodes."""
         args = self._accept([inputs[s.name] for s in self.plan.inputs], None)
-        context = Context(self._built.executable)
+        context = self._new_context()
         context.run(args)
         context.profiler = Profiler()
         for _ in range(runs):
@@ -188,6 +197,7 @@ class Engine:
         strip = self._config.strip if strip is None else strip
         graph, weights = pack_graph(self._built.model, WEIGHTS)
         entries: dict[str, Any] = {"graph.onnx": [graph]}
+        entries.update({name: [data] for name, data in self._built.target.kernel_files().items()})
         if not strip:
             entries[WEIGHTS] = weights
         if self._source is not None or strip:
@@ -213,7 +223,7 @@ class Engine:
         if not isinstance(weights, Mapping):
             given = {n: w for n, w in given.items() if n in source.graph.initializers}
         set_weights(source, given)
-        built = _rebuild(source, self.plan, self._config)
+        built = _rebuild(source, self.plan, self._config, self._built.target)
         self._source, self._built = source, built
         self._idle = queue.LifoQueue()
 
@@ -221,7 +231,7 @@ class Engine:
 class EngineContext:
     """What `engine.context()` yields: runs in one context, within one profile."""
 
-    def __init__(self, engine: Engine, context: Context, profile: int | None) -> None:
+    def __init__(self, engine: Engine, context: RunContext, profile: int | None) -> None:
         self._engine = engine
         self._context = context
         self._profile = profile
@@ -259,7 +269,7 @@ def _weights_of(path: str | Path) -> dict[str, Any]:
     }
 
 
-def _rebuild(source: ir.Model, plan: Plan, config: BuildConfig) -> Built:
+def _rebuild(source: ir.Model, plan: Plan, config: BuildConfig, target: Target) -> Built:
     """Passes again on the new weights, then the old choices; tuned anew only when the graph came out different."""
     from venturi.passes.pipeline import run_pipeline
     from venturi.passes.rewriting import PassContext
@@ -269,8 +279,9 @@ def _rebuild(source: ir.Model, plan: Plan, config: BuildConfig) -> Built:
     nodes = list(model.graph)
     if [tuple(s.ops) for s in plan.steps] == [_ops(n) for n in nodes]:
         renamed = rename_steps(model.graph, plan)
-        weights = stored_weights(model.graph)
-        return Built(model, renamed, weights, bind_plan(model.graph, renamed.steps, weights, CPU))
+        weights = target.weights(stored_weights(model.graph))
+        executable = bind_plan(model.graph, renamed.steps, weights, target.backend)
+        return Built(model, renamed, weights, executable, target)
     logger.warning("the new weights change the optimized graph; planning it again")
     return compile_model(source.clone(), config)
 
@@ -282,7 +293,11 @@ def _ops(node: ir.Node) -> tuple[str, ...]:
 
 
 def load_engine(
-    path: str | Path, *, weights: Mapping[str, Any] | str | Path | None = None, verify: bool = True
+    path: str | Path,
+    *,
+    weights: Mapping[str, Any] | str | Path | None = None,
+    verify: bool = True,
+    device: str | None = None,
 ) -> Engine:
     """Open an engine file: checks the seal, maps the weights, binds the kernels. Raises EngineError.
 
@@ -293,15 +308,18 @@ def load_engine(
     options = loaded.manifest.get("options", {})
     config = BuildConfig.create(None, **{k: v for k, v in options.items() if k in BuildConfig.model_fields})
     where = str(path)
+    target = _target_of(loaded, device, where)
+    config = config.model_copy(update={"device": plan.target if device is None else device})
     if loaded.manifest.get("stripped"):
         if weights is None:
             raise EngineError("the engine is stripped: pass weights=<the ONNX file or a dict of arrays>", where=where)
         source = _restore_source(container.entry("source.onnx"), weights, where)
-        return Engine(_rebuild(source, plan, config), config, source)
+        return Engine(_rebuild(source, plan, config, target), config, source)
     model, stored = unpack_graph(container.entry("graph.onnx"), container.entry(WEIGHTS), where)
-    executable = _bind(model, plan, stored, where)
+    weights_there = target.weights(stored)
+    executable = _bind(model, plan, weights_there, where, target)
     plan = replace(plan, steps=tuple(c.step for c in executable.calls))
-    built = Built(model, plan, stored, executable)
+    built = Built(model, plan, weights_there, executable, target)
     kept = None
     if "source.onnx" in container.entries:
         kept, _ = unpack_graph(container.entry("source.onnx"), container.entry(SOURCE_WEIGHTS), where)
@@ -311,9 +329,22 @@ def load_engine(
     return engine
 
 
-def _bind(model: ir.Model, plan: Plan, stored: Mapping[str, Any], where: str) -> Executable:
+def _target_of(loaded: Loaded, device: str | None, where: str) -> Target:
+    """The target the plan was made for, with the file's own kernels."""
+    if loaded.plan.target == "cpu":
+        return open_target("cpu")
+    from venturi.backends.cuda.store import kernels_of_engine
+
+    listed = "kernels/index.json"
+    index = read_json(loaded.container, listed) if listed in loaded.container.entries else []
     with mapped(where, EngineError):
-        return bind_plan(model.graph, plan.steps, stored, CPU)
+        kernels = kernels_of_engine(lambda name: bytes(loaded.container.entry(name)), index)
+        return open_target(device or loaded.plan.target, kernels)
+
+
+def _bind(model: ir.Model, plan: Plan, stored: Mapping[str, Any], where: str, target: Target) -> Executable:
+    with mapped(where, EngineError):
+        return bind_plan(model.graph, plan.steps, stored, target.backend)
 
 
 def _restore_source(data: memoryview, weights: Mapping[str, Any] | str | Path, where: str) -> ir.Model:

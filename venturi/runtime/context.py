@@ -87,9 +87,9 @@ class Context:
                 for slot in call.dead:
                     env[slot] = None
         except OPERATOR_ERRORS as exc:
-            raise _failure(call, exc) from exc
+            raise failure(call, exc) from exc
         except VenturiError as exc:
-            exc.where = exc.where or _place(call)
+            exc.where = exc.where or place(call)
             raise
         return [
             env[slot].clone() if copy else env[slot] for slot, copy in zip(self._executable.outputs, binding.copies)
@@ -133,9 +133,9 @@ class Context:
                 for slot in call.dead:
                     env[slot] = None
         except OPERATOR_ERRORS as exc:
-            raise _failure(call, exc) from exc
+            raise failure(call, exc) from exc
         except VenturiError as exc:
-            exc.where = exc.where or _place(call)
+            exc.where = exc.where or place(call)
             raise
         self._bindings[key] = self._lay_out(watch)
         while len(self._bindings) > MAX_BINDINGS:
@@ -236,10 +236,10 @@ class _Watch:
         return found, kinds
 
 
-def _place(call: Call | None) -> str:
+def place(call: Call | None) -> str:
     return "" if call is None else f"step {call.step.name!r} ({'+'.join(call.step.ops)}, {call.step.tactic})"
 
 
-def _failure(call: Call | None, exc: BaseException) -> RequestError:
+def failure(call: Call | None, exc: BaseException) -> RequestError:
     text = str(exc).splitlines()[0] if str(exc) else ""
-    return RequestError(f"{type(exc).__name__}: {text}", where=_place(call))
+    return RequestError(f"{type(exc).__name__}: {text}", where=place(call))

@@ -47,7 +47,7 @@ class Executable:
 
 def reads_of(node: ir.Node, weights: Mapping[str, Any]) -> list[ir.Value]:
     """The computed values a node's kernel takes, in order: dynamic inputs, then what its subgraphs capture."""
-    own = [v for v in node.inputs if v is not None and weights.get(v.name or "") is None]
+    own = [v for v in node.inputs if v is not None and (v.name or "") not in weights]
     extra = [] if is_region(node) else [v for g in subgraphs(node) for v in captured(g)]
     return own + extra
 

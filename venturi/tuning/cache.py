@@ -48,11 +48,11 @@ def default_path() -> Path:
 class TimingCache:
     """Entries of this machine; those of other machines in the file are kept untouched."""
 
-    def __init__(self, path: str | Path | None = None) -> None:
+    def __init__(self, path: str | Path | None = None, device: str = "cpu") -> None:
         self.path = None if path is None else Path(path)
         self.hits = 0
         self.misses = 0
-        self._machine = json.dumps(machine_key(), sort_keys=True)
+        self._machine = json.dumps(machine_key(device), sort_keys=True)
         self._all: dict[str, dict[str, list[dict[str, Any]]]] = {}
         if self.path is not None and self.path.exists():
             self._all = _read(self.path)

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -16,6 +17,10 @@ _SWEEP_BYTES = 8 << 20
 class Timing:
     median_us: float
     spread_us: float
+
+
+class Timer(Protocol):
+    def time(self, fn: Callable[[], object], repeats: int, deadline: float, beat_us: float | None = None) -> Timing: ...
 
 
 class CpuTimer:

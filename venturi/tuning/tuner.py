@@ -14,7 +14,7 @@ from venturi.backends.base import Backend, Config, Kernel, RegionView, Tactic, d
 from venturi.core.errors import TuningError, VenturiError
 from venturi.core.log import logger
 from venturi.tuning.cache import Measurement, TimingCache
-from venturi.tuning.timer import CpuTimer
+from venturi.tuning.timer import CpuTimer, Timer
 
 REPEATS = {0: 0, 1: 3, 2: 5, 3: 7, 4: 15, 5: 30}
 REFERENCE = "reference"
@@ -42,7 +42,7 @@ class Tuner:
     level: int = 3
     budget_s: float | None = None
     strict: bool = False
-    timer: CpuTimer = field(default_factory=CpuTimer)
+    timer: Timer = field(default_factory=CpuTimer)
     started: float = field(default_factory=time.perf_counter)
 
     def choose(self, region: RegionView, args: Sequence[Any] | None) -> Choice:

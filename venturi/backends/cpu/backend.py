@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from venturi.backends.base import Backend
-from venturi.backends.cpu.tactics.attention import SdpaAttention
 from venturi.backends.cpu.tactics.conv import AtenConv, OneDnnConv
 from venturi.backends.cpu.tactics.gemm import AtenLinear, AtenMatMul, OneDnnLinear
 from venturi.backends.cpu.tactics.pointwise import InPlaceBody, OutPointwise
 from venturi.backends.cpu.tactics.reference import Reference
+from venturi.backends.sdpa import SdpaAttention
 
 CPU = Backend(
     "cpu",
@@ -18,7 +18,7 @@ CPU = Backend(
         OneDnnLinear(),
         AtenLinear(),
         AtenMatMul(),
-        SdpaAttention(),
+        SdpaAttention(Reference()),
         InPlaceBody(),
         OutPointwise(),
         Reference(),

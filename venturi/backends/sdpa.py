@@ -1,4 +1,4 @@
-"""Attention through torch's tiled kernel, which never stores the score matrix."""
+"""Attention through torch's tiled kernels, which never store the score matrix; a tactic of every device."""
 
 from __future__ import annotations
 
@@ -8,11 +8,31 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from venturi.backends.base import Config, Kernel, RegionView, dynamic_args
-from venturi.backends.cpu.tactics.reference import Reference
+from venturi.backends.base import Config, Kernel, RegionView, Tactic, dynamic_args
 from venturi.ops.attention import merge_heads, repeat_heads, split_heads
 
 T = torch.Tensor
+
+
+def plain_attention(region: RegionView) -> str | None:
+    """Why the Region is not a standard Attention with one output, no cache, no soft cap, no window; None when it is."""
+    node = region.node
+    if node.op_type != "Attention" or node.domain:
+        return "not Attention"
+    attrs = region.attrs(node)
+    if len([v for v in node.outputs if v.name and (v.uses() or v.is_graph_output())]) > 1:
+        return "more than the attention output is read"
+    if len(node.inputs) > 4 and any(v is not None for v in node.inputs[4:]):
+        return "cache or padding inputs"
+    odd = [k for k in ("softcap", "softmax_precision") if attrs.get(k)]
+    odd += [k for k in ("left_window_size", "right_window_size") if attrs.get(k, -1) >= 0]
+    if odd:
+        return f"attributes {', '.join(odd)}"
+    if attrs.get("is_causal") and len(node.inputs) > 3 and node.inputs[3] is not None:
+        return "causal and a mask"
+    if len({v.dtype for v in node.inputs[:3] if v is not None}) != 1:
+        return "mixed types"
+    return None
 
 
 class SdpaAttention:
@@ -20,30 +40,17 @@ class SdpaAttention:
 
     name = "aten-sdpa"
 
+    def __init__(self, reference: Tactic) -> None:
+        self._reference = reference
+
     def match(self, region: RegionView) -> list[Config] | str:
-        node = region.node
-        if node.op_type != "Attention" or node.domain:
-            return "not Attention"
-        attrs = region.attrs(node)
-        if len([v for v in node.outputs if v.name and (v.uses() or v.is_graph_output())]) > 1:
-            return "more than the attention output is read"
-        if len(node.inputs) > 4 and any(v is not None for v in node.inputs[4:]):
-            return "cache or padding inputs"
-        odd = [k for k in ("softcap", "softmax_precision") if attrs.get(k)]
-        odd += [k for k in ("left_window_size", "right_window_size") if attrs.get(k, -1) >= 0]
-        if odd:
-            return f"attributes {', '.join(odd)}"
-        if attrs.get("is_causal") and len(node.inputs) > 3 and node.inputs[3] is not None:
-            return "causal and a mask"
-        if len({v.dtype for v in node.inputs[:3] if v is not None}) != 1:
-            return "mixed types"
-        return [{}]
+        return plain_attention(region) or [{}]
 
     def bind(self, region: RegionView, config: Config) -> Kernel:
         attrs = region.attrs(region.node)
         causal, scale = bool(attrs.get("is_causal", 0)), attrs.get("scale")
         q_heads, kv_heads = attrs.get("q_num_heads"), attrs.get("kv_num_heads")
-        reference = Reference().bind(region, {}).run
+        reference = self._reference.bind(region, {}).run
 
         def run(*args: Any) -> T:
             inputs = dynamic_args(region, args)
@@ -55,7 +62,7 @@ class SdpaAttention:
                 result = reference(*args)
                 return result[0] if isinstance(result, tuple) else result  # type: ignore[no-any-return]
             if mask is not None:
-                mask = _fit(mask, q, k)
+                mask = fit_mask(mask, q, k)
             k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
             y = F.scaled_dot_product_attention(
                 q,
@@ -70,7 +77,7 @@ class SdpaAttention:
         return Kernel(run)
 
 
-def _fit(mask: T, q: T, k: T) -> T:
+def fit_mask(mask: T, q: T, k: T) -> T:
     """Pad a short mask, and make it 4-D so that every kernel of torch takes it."""
     missing = k.shape[2] - mask.shape[-1]
     if missing > 0:

@@ -1,0 +1,108 @@
+"""Generated product and convolution kernels, run by Triton's interpreter, against the references."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import venturi as vt
+from tests.backends.cuda.interpreted import InterpretedDevice
+from tests.backends.cuda.test_clusters import run_all, tensor
+from venturi.backends.cuda.tactics.conv import DepthwiseConv, ImplicitGemmConv, ProductConv
+from venturi.backends.cuda.tactics.gemm import PointerGemm, TmaGemm
+
+
+def weight(*shape, seed=5):
+    return (np.random.default_rng(seed).standard_normal(shape) / np.sqrt(shape[-1])).astype(np.float32)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("tactic", [TmaGemm, PointerGemm])
+@pytest.mark.parametrize("m,n,k", [(17, 24, 40), (64, 64, 64), (33, 128, 200)])
+def test_products_with_bias_residual_and_activation(tactic, m, n, k, precision):
+    net = vt.Network()
+    x, skip = net.input("x", (m, k)), net.input("skip", (m, n))
+    net.output("y", net.gelu(x @ weight(k, n) + weight(n, seed=6)) + skip)
+    inputs = {"x": tensor(m, k), "skip": tensor(m, n, seed=3, special=False)}
+    assert run_all(net, tactic(InterpretedDevice()), inputs, precision) == 1
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_few_rows_split_the_sum(rows):
+    net = vt.Network()
+    x = net.input("x", (rows, 2, 1024))
+    net.output("y", net.relu(x @ weight(1024, 36)))
+    device = InterpretedDevice()
+    device.num_sms = 132
+    tactic = PointerGemm(device)
+    assert run_all(net, tactic, {"x": tensor(rows, 2, 1024, special=False)}, "fp16") == 1
+    used = [c["split"] for n in [net] for c in _configs(n, tactic)]
+    assert max(used) > 1
+
+
+def _configs(net, tactic):
+    from tests.passes.harness import optimize
+    from venturi.backends.base import RegionView
+    from venturi.engine.builder import stored_weights
+
+    model = optimize(net, "fp16")
+    found = [tactic.match(RegionView(n, stored_weights(model.graph))) for n in model.graph]
+    return next(f for f in found if not isinstance(f, str))
+
+
+def test_odd_sizes_are_refused_by_tma_only():
+    net = vt.Network()
+    x = net.input("x", (20, 30))
+    net.output("y", x @ weight(30, 7))
+    assert run_all(net, TmaGemm(InterpretedDevice()), {"x": tensor(20, 30)}, "fp16") == 0
+    assert run_all(net, PointerGemm(InterpretedDevice()), {"x": tensor(20, 30)}, "fp16") == 1
+
+
+CONVS = [
+    dict(c=16, k=24, r=3, pads=[1, 1, 1, 1]),
+    dict(c=3, k=16, r=7, pads=[3, 3, 3, 3], strides=[2, 2]),
+    dict(c=64, k=32, r=3, pads=[1, 1, 1, 1], strides=[2, 2]),
+    dict(c=8, k=16, r=3, pads=[0, 1, 2, 1], dilations=[2, 1]),
+    dict(c=64, k=40, r=1, strides=[2, 2]),
+]
+
+
+@pytest.mark.parametrize("spec", CONVS, ids=lambda s: f"c{s['c']}k{s['k']}r{s['r']}")
+def test_convolutions(spec):
+    spec = dict(spec)
+    c, k, r = spec.pop("c"), spec.pop("k"), spec.pop("r")
+    net = vt.Network()
+    x = net.input("x", (2, c, 11, 9))
+    y = net.relu(net.conv(x, weight(k, c, r, r), weight(k, seed=8), **spec))
+    net.output("y", net.conv(y, weight(8, k, 1, 1), weight(8, seed=9)))
+    used = run_all(net, ImplicitGemmConv(InterpretedDevice()), {"x": tensor(2, c, 11, 9)}, "fp16")
+    assert used == 2
+
+
+def test_pointwise_convolution_with_residual_as_a_product():
+    net = vt.Network()
+    x, skip = net.input("x", (2, 16, 5, 7)), net.input("skip", (2, 32, 5, 7))
+    y = net.relu(net.conv(x, weight(32, 16, 1, 1), weight(32, seed=8)) + skip)
+    net.output("y", net.conv(y, weight(8, 32, 1, 1), weight(8, seed=9)))
+    inputs = {"x": tensor(2, 16, 5, 7, special=False), "skip": tensor(2, 32, 5, 7, seed=4)}
+    assert run_all(net, ProductConv(InterpretedDevice()), inputs, "fp16") == 2
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_depthwise(stride):
+    net = vt.Network()
+    x = net.input("x", (2, 40, 9, 8))
+    y = net.conv(x, weight(40, 1, 5, 5), weight(40, seed=8), group=40, pads=[2, 2, 2, 2], strides=[stride, stride])
+    net.output("y", net.hard_swish(y))
+    device = InterpretedDevice()
+    assert run_all(net, DepthwiseConv(device), {"x": tensor(2, 40, 9, 8)}, "fp16") == 1
+    assert device.launched == ["depthwise"] * 2
+
+
+def test_grouped_convolutions_are_refused():
+    net = vt.Network()
+    x = net.input("x", (2, 16, 5, 5))
+    net.output("y", net.conv(x, weight(16, 4, 3, 3), group=4))
+    assert run_all(net, ImplicitGemmConv(InterpretedDevice()), {"x": tensor(2, 16, 5, 5)}, "fp16") == 0
+    assert torch.is_inference_mode_enabled() is False

@@ -1,0 +1,103 @@
+"""Engines on an NVIDIA GPU: right answers, graphs, files, bad input."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import venturi as vt
+from tests.passes.harness import rand
+from venturi.backends.reference.interpreter import Interpreter
+from venturi.frontends.onnx_import import import_onnx
+
+pytestmark = pytest.mark.gpu
+
+
+def small(batch="n"):
+    net = vt.Network()
+    x = net.input("x", (batch, 16, 12, 12))
+    y = net.relu(net.conv(x, rand(32, 16, 3, 3) * 0.1, rand(32), pads=[1, 1, 1, 1]))
+    z = net.relu(net.conv(y, rand(32, 32, 1, 1, seed=1) * 0.2, rand(32, seed=2)) + y)
+    pooled = net.reshape(net.global_average_pool(z), np.array([0, -1], dtype=np.int64))
+    net.output("y", net.softmax(pooled @ rand(32, 10, seed=3)))
+    return net
+
+
+def reference(net, x):
+    return Interpreter(import_onnx(net.to_model()).graph).run({"x": x})["y"]
+
+
+@pytest.mark.parametrize("precision,tolerance", [("model", 1e-4), ("fp16", 2e-2), ("bf16", 5e-2)])
+def test_engine_matches_the_interpreter_at_several_batches(precision, tolerance):
+    net = small()
+    engine = vt.build(net, device="cuda", precision=precision)
+    for batch in (1, 3, 1, 8):
+        x = rand(batch, 16, 12, 12, seed=batch)
+        np.testing.assert_allclose(engine(x), reference(net, x), atol=tolerance)
+    assert engine.device == "cuda:0"
+
+
+def test_runs_are_graph_replays_with_results_of_their_own():
+    net = small(4)
+    engine = vt.build(net, device="cuda", precision="fp16")
+    x, y = (torch.randn(4, 16, 12, 12, device="cuda") for _ in range(2))
+    first = engine(x)
+    kept = first.clone()
+    engine(y)
+    again = engine(x)
+    assert torch.equal(first, kept)
+    assert torch.equal(again, first)
+    with engine.context() as ctx:
+        ctx.run({"x": x})
+        binding = ctx._context.binding_of([x])
+        assert binding.graph is not None, binding.reason
+
+
+def test_save_and_load_without_triton(tmp_path, monkeypatch):
+    net = small(2)
+    engine = vt.build(net, device="cuda", precision="fp16")
+    engine.save(tmp_path / "m.vt")
+    x = rand(2, 16, 12, 12)
+    want = engine(x)
+    import sys
+
+    monkeypatch.setitem(sys.modules, "triton", None)
+    loaded = vt.load(tmp_path / "m.vt")
+    np.testing.assert_array_equal(loaded(x), want)
+
+
+def test_two_streams_and_two_threads_agree():
+    from concurrent.futures import ThreadPoolExecutor
+
+    engine = vt.build(small(4), device="cuda", precision="fp16")
+    inputs = [torch.randn(4, 16, 12, 12, device="cuda") for _ in range(8)]
+    want = [engine(x) for x in inputs]
+
+    def work(x):
+        with torch.cuda.stream(torch.cuda.Stream()):
+            out = engine(x)
+            torch.cuda.current_stream().synchronize()
+            return out
+
+    torch.cuda.synchronize()
+    with ThreadPoolExecutor(4) as pool:
+        for got, w in zip(pool.map(work, inputs * 4), want * 4):
+            assert torch.equal(got, w)
+
+
+def test_data_dependent_shapes_run_without_a_graph():
+    net = vt.Network()
+    x = net.input("x", (4, 5))
+    net.output("y", net.non_zero(net.relu(x)))
+    engine = vt.build(net, device="cuda")
+    x = rand(4, 5)
+    np.testing.assert_array_equal(engine(x), np.stack(np.nonzero(np.maximum(x, 0))))
+
+
+def test_absent_gpu_and_wrong_shapes():
+    with pytest.raises(vt.DeviceError, match="cuda:99"):
+        vt.build(small(), device="cuda:99")
+    engine = vt.build(small(2), device="cuda", opt_level=0)
+    with pytest.raises(vt.ShapeError):
+        engine(rand(3, 16, 12, 12))

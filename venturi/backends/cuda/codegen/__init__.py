@@ -1,0 +1,1 @@
+"""From Regions to Triton source text, and from text to cubins."""

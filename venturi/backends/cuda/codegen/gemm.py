@@ -1,0 +1,156 @@
+"""Triton text of matrix products D = epilogue(A[M, K] @ B[N, K]^T): TMA persistent, pointers with split-K, and GEMV.
+
+Rows may be free; N and K are passed at run time too, so layers of different widths share machine code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from venturi.backends.base import RegionView
+from venturi.backends.cuda.codegen.expressions import PRELUDE, TRITON_TYPES, rounded
+from venturi.backends.cuda.codegen.pointwise import HEADER, described, pointer_type
+from venturi.backends.cuda.codegen.tile import TileBody
+from venturi.backends.cuda.kernel import KernelSource
+from venturi.ir.dtypes import DT
+
+GROUPED_TILE = [
+    "group = tile // (8 * tiles_n)",
+    "first = group * 8",
+    "height = tl.minimum(tiles_m - first, 8)",
+    "pm = first + (tile % (8 * tiles_n)) % height",
+    "pn = (tile % (8 * tiles_n)) // height",
+]
+
+
+@dataclass(frozen=True)
+class GemmConfig:
+    """Tile sizes, pipeline depth, warps; `split` programs share a tile's K, `waves` programs a multiprocessor."""
+
+    bm: int
+    bn: int
+    bk: int
+    stages: int
+    warps: int
+    split: int = 1
+    waves: int = 1
+
+
+def tma_source(region: RegionView, tile: TileBody, dtype: DT, c: GemmConfig, arch: int) -> KernelSource:
+    """Persistent: every program walks tiles; loads, residual and store go through TMA. Needs rows of 16 bytes."""
+    residuals = [f"tile{i}" for i in range(len(tile.tiles))]
+    cols = [f"col{i}" for i in range(len(tile.columns))]
+    arguments = ["a", "b", "c", *residuals, *cols, "M", "N", "K"]
+    out_type = tile.output.dtype
+    assert out_type is not None
+    lines = [
+        "tiles_m = tl.cdiv(M, BM)",
+        "tiles_n = tl.cdiv(N, BN)",
+        "for tile in tl.range(tl.program_id(0), tiles_m * tiles_n, tl.num_programs(0), flatten=True):",
+        *indent(GROUPED_TILE),
+        "    acc = tl.zeros((BM, BN), tl.float32)",
+        "    for k in range(tl.cdiv(K, BK)):",
+        "        acc = tl.dot(a.load([pm * BM, k * BK]), b.load([pn * BN, k * BK]).T, acc)",
+        "    n = pn * BN + tl.arange(0, BN)",
+        *indent(tile.load_columns("n", "n < N")),
+        *(f"    t{i} = {r}.load([pm * BM, pn * BN]).to(tl.float32)" for i, r in enumerate(residuals)),
+        *indent(tile.lines),
+        f"    c.store([pm * BM, pn * BN], {rounded('result', out_type)})",
+    ]
+    text = module(region, "gemm_tma", [*arguments, *constexprs("BM", "BN", "BK")], lines)
+    kind, stored = TRITON_TYPES[dtype], TRITON_TYPES[out_type]
+    signature = [
+        ("a", f"tensordesc<{kind}[{c.bm},{c.bk}]>"),
+        ("b", f"tensordesc<{kind}[{c.bn},{c.bk}]>"),
+        ("c", f"tensordesc<{stored}[{c.bm},{c.bn}]>"),
+        *((r, f"tensordesc<{TRITON_TYPES[v.dtype]}[{c.bm},{c.bn}]>") for r, v in zip(residuals, tile.tiles)),  # type: ignore[index]
+        *((n, pointer_type(v.dtype)) for n, v in zip(cols, tile.columns)),
+        ("M", "i32"), ("N", "i32"), ("K", "i32"),
+        ("BM", "constexpr"), ("BN", "constexpr"), ("BK", "constexpr"),
+    ]  # fmt: skip
+    constants = (("BM", c.bm), ("BN", c.bn), ("BK", c.bk))
+    return KernelSource("gemm_tma", text, tuple(signature), constants, tuple(cols), c.warps, c.stages, arch)
+
+
+def pointer_source(
+    region: RegionView, tile: TileBody, dtype: DT, c: GemmConfig, arch: int, even_k: bool, wide: bool
+) -> KernelSource:
+    """Any M, N, K by masks. `wide`: K and N are multiples of 16. With split > 1 the last program of a tile to
+    finish adds the others' sums in a fixed order, so results do not depend on timing."""
+    arguments = ["a", "b", "c", *tile.arguments, "work", "locks", "M", "N", "K"]
+    out_type = tile.output.dtype
+    assert out_type is not None
+    guard_k = "" if even_k else " & (kk < K)"
+    lines = [
+        "tiles_m = tl.cdiv(M, BM)",
+        "tiles_n = tl.cdiv(N, BN)",
+        "tile = tl.program_id(0)",
+        *GROUPED_TILE,
+        "m = pm * BM + tl.arange(0, BM)",
+        "n = pn * BN + tl.arange(0, BN)",
+        "steps = tl.cdiv(tl.cdiv(K, BK), SPLIT)",
+        "begin = tl.program_id(1) * steps",
+        "acc = tl.zeros((BM, BN), tl.float32)",
+        "row_a = a + m.to(tl.int64)[:, None] * K",
+        "row_b = b + n.to(tl.int64)[None, :] * K",
+        "for k in range(begin, tl.minimum(begin + steps, tl.cdiv(K, BK))):",
+        "    kk = k * BK + tl.arange(0, BK)",
+        f"    x = tl.load(row_a + kk[None, :], mask=(m < M)[:, None]{guard_k.replace('kk', 'kk[None, :]')}, other=0.0)",
+        f"    w = tl.load(row_b + kk[:, None], mask=(n < N)[None, :]{guard_k.replace('kk', 'kk[:, None]')}, other=0.0)",
+        "    acc = tl.dot(x, w, acc)",
+        "mask = (m < M)[:, None] & (n < N)[None, :]",
+        "at = m.to(tl.int64)[:, None] * N + n[None, :]",
+        *finish_lines(tile, "n", "n < N", "M * N"),
+    ]
+    text = module(region, "gemm", [*arguments, *constexprs("BM", "BN", "BK", "SPLIT")], lines)
+    signature = [
+        ("a", pointer_type(dtype)), ("b", pointer_type(dtype)), ("c", pointer_type(out_type)),
+        *zip(tile.arguments, (pointer_type(v.dtype) for v in tile.values)),
+        ("work", "*fp32"), ("locks", "*i32"), ("M", "i32"), ("N", "i32"), ("K", "i32"),
+        ("BM", "constexpr"), ("BN", "constexpr"), ("BK", "constexpr"), ("SPLIT", "constexpr"),
+    ]  # fmt: skip
+    divisible = ["a", "b", "c", *tile.arguments, "work", "locks", *(["N", "K"] if wide else [])]
+    constants = (("BM", c.bm), ("BN", c.bn), ("BK", c.bk), ("SPLIT", c.split))
+    return KernelSource("gemm", text, tuple(signature), constants, tuple(divisible), c.warps, c.stages, arch)
+
+
+def finish_lines(tile: TileBody, column: str, column_mask: str, stride: str) -> list[str]:
+    """From `acc` to memory: split-K reduction when SPLIT > 1, then the epilogue at `at` under `mask`.
+
+    Every program publishes its sums, then takes a ticket; the one with the last ticket reads all of them.
+    """
+    out_type = tile.output.dtype
+    store = [
+        *tile.load_columns(column, column_mask),
+        *(f"t{i} = tl.load(tile{i} + at, mask=mask, other=0.0).to(tl.float32)" for i in range(len(tile.tiles))),
+        *tile.lines,
+        f"tl.store(c + at, {rounded('result', out_type)}, mask=mask)",
+    ]
+    return [
+        "if SPLIT == 1:",
+        *indent(store),
+        "else:",
+        f"    slab = ({stride}).to(tl.int64)",
+        "    tl.store(work + tl.program_id(1) * slab + at, acc, mask=mask)",
+        "    tl.debug_barrier()",
+        '    ticket = tl.atomic_add(locks + tile, 1, sem="acq_rel")',
+        "    if ticket == SPLIT - 1:",
+        "        acc = tl.zeros((BM, BN), tl.float32)",
+        "        for s in range(SPLIT):",
+        '            acc += tl.load(work + s * slab + at, mask=mask, other=0.0, cache_modifier=".cg")',
+        *indent(store, 2),
+        "        tl.store(locks + tile, 0)",
+    ]
+
+
+def module(region: RegionView, name: str, arguments: list[str], lines: list[str]) -> str:
+    head = [described(region), HEADER + PRELUDE, "", "@triton.jit", f"def {name}({', '.join(arguments)}):"]
+    return "\n".join([*head, *indent(lines), ""])
+
+
+def constexprs(*names: str) -> list[str]:
+    return [f"{n}: tl.constexpr" for n in names]
+
+
+def indent(lines: list[str] | tuple[str, ...], depth: int = 1) -> list[str]:
+    return ["    " * depth + line for line in lines]

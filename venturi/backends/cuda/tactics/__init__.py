@@ -1,0 +1,1 @@
+"""Ways to compute Regions on an NVIDIA GPU."""

@@ -1,0 +1,49 @@
+"""Which tile shapes are worth timing for a product of a given size: a coarse model of a multiprocessor, best first."""
+
+from __future__ import annotations
+
+from venturi.backends.cuda.codegen.gemm import GemmConfig
+
+# (BM, BN, BK, stages, warps): what compiles without spilling and has paid on Hopper or Ampere.
+TILES = (
+    (128, 256, 64, 3, 8), (128, 128, 64, 3, 8), (128, 128, 64, 4, 4), (256, 64, 64, 3, 8), (256, 128, 64, 3, 8),
+    (128, 64, 64, 4, 4), (64, 128, 64, 4, 4), (64, 64, 64, 4, 4), (64, 64, 128, 3, 4), (64, 32, 64, 5, 4),
+    (64, 32, 128, 4, 4), (128, 32, 64, 4, 4), (32, 64, 64, 5, 4), (32, 32, 128, 4, 4), (16, 64, 128, 4, 4),
+    (16, 32, 128, 5, 2), (16, 128, 64, 4, 4), (128, 64, 32, 5, 4), (64, 64, 32, 5, 4),
+)  # fmt: skip
+SPLITS = (1, 2, 3, 4, 6, 8)
+# Nanoseconds: what a tile costs before its first and after its last product; a K step's latency that nothing hides.
+_TILE_NS, _STEP_NS, _REDUCE_NS = 900.0, 60.0, 1500.0
+_FLOPS_PER_NS, _BYTES_PER_NS = 6000.0, 60.0
+
+
+def product_candidates(
+    rows: int | None, columns: int, depth: int, num_sms: int, limit: int, *, splits: bool, taps: bool = False
+) -> list[GemmConfig]:
+    """At most `limit` configurations for [rows, depth] x [depth, columns]; `rows` None stands for many."""
+    m = rows if rows else 4096
+    scored = []
+    for bm, bn, bk, stages, warps in TILES:
+        if bm > max(64, _up(m)) or bn > max(32, _up(columns)) or bk > max(32, _up(depth)):
+            continue
+        tiles = -(-m // bm) * -(-columns // bn)
+        steps = -(-depth // bk)
+        for split in SPLITS if splits else (1,):
+            if split > 1 and (tiles * split > 2 * num_sms or steps // split < 2):
+                continue
+            cost = _cost(tiles, split, steps, bm, bn, bk, num_sms)
+            scored.append((cost, GemmConfig(bm, bn, bk, stages, warps, split)))
+    scored.sort(key=lambda s: s[0])
+    return [c for _, c in scored[:limit]]
+
+
+def _cost(tiles: int, split: int, steps: int, bm: int, bn: int, bk: int, num_sms: int) -> float:
+    """Nanoseconds by waves of whole tiles."""
+    waves = -(-tiles * split // num_sms)
+    rate: float = _FLOPS_PER_NS * min(1.0, (bm * bn) / (128 * 256)) ** 0.4 * (0.5 if bm < 64 else 1.0)
+    step = max(2.0 * bm * bn * bk / rate, 2.0 * (bm + bn) * bk / _BYTES_PER_NS) + _STEP_NS
+    return float(waves) * (_TILE_NS + -(-steps // split) * step) + (_REDUCE_NS if split > 1 else 0.0)
+
+
+def _up(n: int) -> int:
+    return 1 << max(n - 1, 0).bit_length()

@@ -1,0 +1,247 @@
+"""2-D convolutions as Triton kernels on NHWC memory, with the whole epilogue fused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import onnx_ir as ir
+import torch
+
+from venturi.backends.base import Config, Kernel, RegionView
+from venturi.backends.cuda.codegen.conv import ConvGeometry, depthwise_source, implicit_source
+from venturi.backends.cuda.codegen.gemm import GemmConfig, tma_source
+from venturi.backends.cuda.codegen.tile import TileBody, read_tile
+from venturi.backends.cuda.device import KernelDevice
+from venturi.backends.cuda.kernel import KernelSource
+from venturi.backends.cuda.tactics.candidates import product_candidates
+from venturi.backends.cuda.tactics.gemm import HALF, MAX_CANDIDATES, TileOperands, split_buffers, tma_configs
+from venturi.backends.cuda.tactics.reference import DeviceReference
+from venturi.ir.build import static_shape
+from venturi.ir.dtypes import DT
+from venturi.ops.tensors import STORAGE
+
+T = torch.Tensor
+NHWC = torch.channels_last
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A Conv anchor with constant weights [outputs, channels / groups, R, S] and its epilogue."""
+
+    geometry: ConvGeometry
+    weight: ir.Value
+    dtype: DT
+    tile: TileBody
+    rows: int | None
+    first: int
+
+    def packed(self, region: RegionView) -> T:
+        """[outputs, R * S * channels], taps slowest."""
+        stored: T = region.constant(self.weight)
+        return stored.permute(0, 2, 3, 1).reshape(stored.shape[0], -1).contiguous()
+
+
+def read_convolution(region: RegionView) -> Convolution | str:
+    node = region.anchor
+    if node.domain or node.op_type != "Conv":
+        return "the anchor is not Conv"
+    x, weight = node.inputs[0], node.inputs[1]
+    if x is None or weight is None or not region.is_constant(weight) or region.position(x) is None:
+        return "weights are computed at run time"
+    shape = static_shape(weight)
+    if shape is None or len(shape) != 4 or 0 in shape:
+        return "not a 2-D convolution"
+    if weight.dtype not in HALF or x.dtype != weight.dtype:
+        return "not half precision"
+    attrs = region.attrs(node)
+    if attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        return "auto_pad SAME depends on the input size"
+    pads = [0] * 4 if attrs.get("auto_pad") == "VALID" else attrs.get("pads") or [0] * 4
+    if min(pads) < 0:
+        return "negative pads"
+    groups = int(attrs.get("group", 1))
+    strides, dilations = attrs.get("strides") or [1, 1], attrs.get("dilations") or [1, 1]
+    geometry = ConvGeometry(
+        shape[1] * groups, shape[0], (shape[2], shape[3]), tuple(strides), tuple(pads), tuple(dilations), groups
+    )
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is not None and not region.is_constant(bias):
+        return "bias computed at run time"
+    tile = read_tile(region, 1, bias)
+    if isinstance(tile, str):
+        return tile
+    size = static_shape(node.outputs[0])
+    rows = None if size is None else size[0] * size[2] * size[3]
+    return Convolution(geometry, weight, weight.dtype, tile, rows, region.position(x) or 0)
+
+
+def nhwc(x: T) -> T:
+    """Channels last in memory and 16-byte aligned; copied only if needed."""
+    x = x.contiguous(memory_format=NHWC)
+    if x.data_ptr() % 16 == 0 and x.stride(1) == 1:
+        return x
+    return x.permute(0, 2, 3, 1).contiguous().clone().permute(0, 3, 1, 2)
+
+
+class _Frame:
+    """What all convolution kernels share at run time: output, residuals, the fallback for empty inputs."""
+
+    def __init__(self, region: RegionView, conv: Convolution) -> None:
+        self.conv = conv
+        self.operands = TileOperands(region, conv.tile)
+        self.fallback = DeviceReference().bind(region, {}).run
+        self._dtype = STORAGE[conv.tile.output.dtype]  # type: ignore[index]
+
+    def kernel(self, launch: Callable[[T, T, list[T], list[int]], None]) -> Kernel:
+        """`launch(x, out, tiles, [images, H, W, P, Q])` on NHWC tensors."""
+        g = self.conv.geometry
+
+        def run(*args: Any) -> Any:
+            x: T = args[self.conv.first]
+            if not x.numel() or x.shape[1] != g.channels:
+                return self.fallback(*args)
+            images, _, height, width = x.shape
+            p, q = g.output_size(height, width)
+            if p <= 0 or q <= 0 or height * width * g.channels >= 2**31 or images * p * q >= 2**31:
+                return self.fallback(*args)
+            out = torch.empty((images, g.outputs, p, q), dtype=self._dtype, device=x.device, memory_format=NHWC)
+            launch(nhwc(x), out, [nhwc(t) for t in self.operands.tiles(args)], [images, height, width, p, q])
+            return out
+
+        return Kernel(run)
+
+
+class ImplicitGemmConv:
+    """Any kernel size, stride and dilation, ungrouped: rows are pixels, the sum runs over taps and channels."""
+
+    name = "triton-conv"
+
+    def __init__(self, device: KernelDevice) -> None:
+        self._device = device
+
+    def match(self, region: RegionView) -> list[Config] | str:
+        conv = read_convolution(region)
+        if isinstance(conv, str):
+            return conv
+        g = conv.geometry
+        if g.groups != 1:
+            return f"{g.groups} groups"
+        depth = g.kernel[0] * g.kernel[1] * g.channels
+        found = product_candidates(conv.rows, g.outputs, depth, self._device.num_sms, MAX_CANDIDATES, splits=True)
+        return [asdict(c) for c in found]
+
+    def sources(self, region: RegionView, config: Config) -> list[KernelSource]:
+        conv = read_convolution(region)
+        assert isinstance(conv, Convolution)
+        return [implicit_source(region, conv.tile, conv.geometry, conv.dtype, GemmConfig(**config), self._device.arch)]
+
+    def bind(self, region: RegionView, config: Config) -> Kernel:
+        conv = read_convolution(region)
+        assert isinstance(conv, Convolution)
+        g, c, frame = conv.geometry, GemmConfig(**config), _Frame(region, conv)
+        kernel = self._device.kernel(implicit_source(region, conv.tile, g, conv.dtype, c, self._device.arch))
+        weight = conv.packed(region)
+
+        def launch(x: T, out: T, tiles: list[T], sizes: list[int]) -> None:
+            rows = sizes[0] * sizes[3] * sizes[4]
+            count = -(-rows // c.bm) * -(-g.outputs // c.bn)
+            work, locks = split_buffers(out, c.split, rows * g.outputs, count)
+            columns = frame.operands.columns
+            kernel.launch((count, c.split), [x, weight, out, *columns, *tiles, work, locks, *sizes, g.outputs])
+
+        return frame.kernel(launch)
+
+
+class ProductConv:
+    """1x1 with unit strides: a persistent TMA product over pixels."""
+
+    name = "triton-conv-1x1-tma"
+
+    def __init__(self, device: KernelDevice) -> None:
+        self._device = device
+
+    def match(self, region: RegionView) -> list[Config] | str:
+        conv = read_convolution(region)
+        if isinstance(conv, str):
+            return conv
+        g = conv.geometry
+        if not g.is_product:
+            return "not 1x1 with unit strides"
+        if self._device.arch < 90:
+            return "no tensor memory accelerator"
+        if g.channels % 8 or g.outputs % 8:
+            return f"{g.channels} and {g.outputs} channels must be multiples of 8"
+        if conv.rows is not None and conv.rows < 16:
+            return f"{conv.rows} pixels"
+        return tma_configs(conv.rows, g.outputs, g.channels, self._device.num_sms)
+
+    def sources(self, region: RegionView, config: Config) -> list[KernelSource]:
+        conv = read_convolution(region)
+        assert isinstance(conv, Convolution)
+        return [tma_source(region, conv.tile, conv.dtype, GemmConfig(**config), self._device.arch)]
+
+    def bind(self, region: RegionView, config: Config) -> Kernel:
+        conv = read_convolution(region)
+        assert isinstance(conv, Convolution)
+        g, c, frame = conv.geometry, GemmConfig(**config), _Frame(region, conv)
+        kernel = self._device.kernel(tma_source(region, conv.tile, conv.dtype, c, self._device.arch))
+        weight, programs = conv.packed(region), self._device.num_sms * c.waves
+
+        def launch(x: T, out: T, tiles: list[T], sizes: list[int]) -> None:
+            rows = sizes[0] * sizes[1] * sizes[2]
+            count = -(-rows // c.bm) * -(-g.outputs // c.bn)
+            flat = [_pixels(t, rows) for t in (x, out, *tiles)]
+            kernel.launch(
+                (min(count, programs),),
+                [flat[0], weight, *flat[1:], *frame.operands.columns, rows, g.outputs, g.channels],
+            )
+
+        return frame.kernel(launch)
+
+
+def _pixels(x: T, rows: int) -> T:
+    """An NHWC tensor as [pixels, channels]."""
+    return x.permute(0, 2, 3, 1).reshape(rows, x.shape[1])
+
+
+class DepthwiseConv:
+    """One filter a channel, on the ordinary arithmetic units; memory-bound."""
+
+    name = "triton-depthwise"
+
+    def __init__(self, device: KernelDevice) -> None:
+        self._device = device
+
+    def match(self, region: RegionView) -> list[Config] | str:
+        conv = read_convolution(region)
+        if isinstance(conv, str):
+            return conv
+        g = conv.geometry
+        if not g.groups == g.channels == g.outputs:
+            return "not one filter a channel"
+        options = ((8, 64, 4), (16, 64, 4), (32, 32, 4), (4, 128, 4), (32, 64, 8), (16, 32, 2), (4, 64, 2), (64, 32, 4))
+        return [{"pixels": p, "width": w, "warps": n} for p, w, n in options]
+
+    def sources(self, region: RegionView, config: Config) -> list[KernelSource]:
+        conv = read_convolution(region)
+        assert isinstance(conv, Convolution)
+        size = (config["pixels"], config["width"], config["warps"])
+        return [depthwise_source(region, conv.tile, conv.geometry, conv.dtype, *size, self._device.arch)]
+
+    def bind(self, region: RegionView, config: Config) -> Kernel:
+        conv = read_convolution(region)
+        assert isinstance(conv, Convolution)
+        g, frame = conv.geometry, _Frame(region, conv)
+        kernel = self._device.kernel(self.sources(region, config)[0])
+        stored: T = region.constant(conv.weight)
+        weight = stored.reshape(g.channels, -1).T.contiguous()
+        pixels, width = config["pixels"], config["width"]
+
+        def launch(x: T, out: T, tiles: list[T], sizes: list[int]) -> None:
+            rows = sizes[0] * sizes[3] * sizes[4]
+            grid = (-(-rows // pixels), -(-g.channels // width))
+            kernel.launch(grid, [x, weight, out, *frame.operands.columns, *tiles, *sizes])
+
+        return frame.kernel(launch)

@@ -1,0 +1,134 @@
+"""The last tactic of every Region: the operator table on the device, values that decide shapes on the host."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from venturi.backends.base import Config, Kernel, RegionView, dynamic_args
+from venturi.backends.cuda.device import DeviceWeights
+from venturi.backends.reference.program import Program, node_function
+from venturi.ir.build import subgraphs
+from venturi.ir.region import body_of, is_region
+from venturi.ops.table import SHAPED_BY_VALUES
+
+T = torch.Tensor
+_SHAPED_BY_FIRST = ("Range", "ConstantOfShape")
+_HOST_OPERANDS = SHAPED_BY_VALUES | {"CumSum", "CumProd", "Trilu"}
+_KEPT_COPIES = 64
+
+
+class DeviceReference:
+    """Runs on the host when every input is there (shape arithmetic), else on the device.
+
+    A reference that refuses device tensors (strings, numpy) runs on host copies: correct, slow, never captured.
+    """
+
+    name = "reference"
+
+    def match(self, region: RegionView) -> list[Config] | str:
+        return [{}]
+
+    def bind(self, region: RegionView, config: Config) -> Kernel:
+        device = weights_device(region.weights)
+        if is_region(region.node):
+            program = Program(body_of(region.node), region.weights, device=str(device))
+            if len(region.outputs) == 1:
+                return Kernel(lambda *args: program.run(dynamic_args(region, args))[0])
+            return Kernel(lambda *args: tuple(program.run(dynamic_args(region, args))))
+        return Kernel(_Placed(region, device))
+
+
+def weights_device(weights: Mapping[str, Any]) -> torch.device:
+    return weights._device if isinstance(weights, DeviceWeights) else torch.device("cpu")
+
+
+class _Placed:
+    """One node with its operands where its reference wants them."""
+
+    def __init__(self, region: RegionView, device: torch.device) -> None:
+        node = region.node
+        self._device = device
+        self._fn = node_function(node, region.weights, str(device))
+        self._host_fn = node_function(node, _host(region.weights))
+        first = 0 if node.op_type in _SHAPED_BY_FIRST else 1
+        shaping = node.op_type in _HOST_OPERANDS and not node.domain
+        self._on_host = [shaping and i >= first for i in range(len(region.formal))]
+        host = _host(region.weights)
+        self._constants = [None if v is None else region.constant(v) for v in region.formal]
+        self._host_constants = [
+            None if c is None or v is None else host[_outer_name(region, v)]
+            for v, c in zip(region.formal, self._constants)
+        ]
+        self._holes = [i for i, (v, c) in enumerate(zip(region.formal, self._constants)) if v is not None and c is None]
+        self._captures = bool(subgraphs(node))
+        self._refused = False
+        self._copies: OrderedDict[tuple[Any, ...], T] = OrderedDict()
+
+    def __call__(self, *args: Any) -> Any:
+        own, captured = list(args[: len(self._holes)]), args[len(self._holes) :]
+        if not captured and not any(isinstance(a, T) and a.is_cuda for a in own) and not self._captures:
+            return self._host_fn(*self._filled(own, self._host_constants))
+        if self._refused:
+            return self._on_copies(own, captured)
+        inputs = self._filled(own, self._constants)
+        for i, x in enumerate(inputs):
+            if self._on_host[i]:
+                inputs[i] = self._host_constants[i] if self._constants[i] is not None else _cpu(x)
+            elif isinstance(x, T) and x.device != self._device:
+                inputs[i] = self._moved(x)
+        try:
+            return self._fn(*inputs, *captured)
+        except (RuntimeError, TypeError, NotImplementedError):
+            if torch.cuda.is_current_stream_capturing():
+                raise
+            result = self._on_copies(own, captured)
+            self._refused = True
+            return result
+
+    def _filled(self, own: list[Any], constants: list[Any]) -> list[Any]:
+        inputs = list(constants)
+        for hole, x in zip(self._holes, own):
+            inputs[hole] = x
+        return inputs
+
+    def _moved(self, x: T) -> T:
+        """A host value on the device. Copies are kept by content: a captured graph must not copy from the host."""
+        key = (x.dtype, tuple(x.shape), x.contiguous().numpy().tobytes() if x.numel() <= 4096 else id(x))
+        found = self._copies.get(key)
+        if found is None:
+            found = self._copies[key] = x.to(self._device)
+            while len(self._copies) > _KEPT_COPIES:
+                self._copies.popitem(last=False)
+        return found
+
+    def _on_copies(self, own: list[Any], captured: tuple[Any, ...]) -> Any:
+        inputs = self._filled([_cpu(x) for x in own], self._host_constants)
+        return _placed(self._host_fn(*inputs, *(_cpu(x) for x in captured)), self._device)
+
+
+def _host(weights: Mapping[str, Any]) -> Mapping[str, Any]:
+    return weights.host if isinstance(weights, DeviceWeights) else weights
+
+
+def _outer_name(region: RegionView, value: Any) -> str:
+    outer = region.outer(value)
+    return (outer.name or "") if outer is not None else ""
+
+
+def _cpu(x: Any) -> Any:
+    return _placed(x, torch.device("cpu"))
+
+
+def _placed(x: Any, device: torch.device) -> Any:
+    if isinstance(x, T):
+        return x.to(device)
+    if isinstance(x, tuple | list):
+        return type(x)(_placed(v, device) for v in x)
+    return x
+
+
+Runner = Callable[..., Any]

@@ -1,0 +1,152 @@
+"""Where an engine runs: the backend of a device with its timer, its contexts and the place of its weights."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+
+from venturi.backends.base import Backend, RegionView
+from venturi.backends.cpu.backend import CPU
+from venturi.core.errors import DeviceError
+from venturi.core.progress import ProgressCallback, report
+from venturi.runtime.context import Context
+from venturi.runtime.executable import Executable
+from venturi.runtime.profiler import Profiler
+from venturi.tuning.timer import CpuTimer, Timer
+
+
+class RunContext(Protocol):
+    """What an engine needs of a context, on any device."""
+
+    profiler: Profiler | None
+
+    def run(self, args: Sequence[Any]) -> list[Any]: ...
+
+    @property
+    def arena_bytes(self) -> int: ...
+
+    def binding_of(self, args: Sequence[Any]) -> Any: ...
+
+
+class Target(Protocol):
+    """`name` is what plans are filed under ("cpu", "cuda"), `device` the torch device results live on."""
+
+    name: str
+    device: torch.device
+    backend: Backend
+
+    def describe(self) -> str: ...
+
+    def timer(self) -> Timer: ...
+
+    def context(self, executable: Executable) -> RunContext: ...
+
+    def weights(self, host: Mapping[str, Any]) -> Mapping[str, Any]: ...
+
+    def prepare(self, regions: Sequence[RegionView], progress: ProgressCallback | None) -> None: ...
+
+    def kernel_files(self) -> dict[str, bytes]: ...
+
+
+class CpuTarget:
+    name = "cpu"
+    device = torch.device("cpu")
+    backend = CPU
+
+    def describe(self) -> str:
+        return "cpu"
+
+    def timer(self) -> Timer:
+        return CpuTimer()
+
+    def context(self, executable: Executable) -> RunContext:
+        return Context(executable)
+
+    def weights(self, host: Mapping[str, Any]) -> Mapping[str, Any]:
+        return host
+
+    def prepare(self, regions: Sequence[RegionView], progress: ProgressCallback | None) -> None:
+        """Nothing is compiled ahead on the CPU."""
+
+    def kernel_files(self) -> dict[str, bytes]:
+        return {}
+
+
+class CudaTarget:
+    """`kernels` are an engine file's own; with them nothing is compiled."""
+
+    name = "cuda"
+
+    def __init__(self, spec: str, kernels: Mapping[str, Any] | None = None) -> None:
+        from venturi.backends.cuda.backend import cuda_backend
+        from venturi.backends.cuda.device import open_device
+        from venturi.backends.cuda.store import KernelStore
+
+        self._store = KernelStore(kernels, compiles=kernels is None)
+        self._gpu = open_device(spec, self._store)
+        self.device = self._gpu.torch_device
+        self.backend = cuda_backend(self._gpu)
+
+    def describe(self) -> str:
+        from venturi.backends.cuda.libraries import library_versions
+
+        return f"{self._gpu.name} sm_{self._gpu.arch} {library_versions()}"
+
+    def timer(self) -> Timer:
+        from venturi.tuning.cuda_timer import CudaTimer
+
+        return CudaTimer(self.device)
+
+    def context(self, executable: Executable) -> RunContext:
+        from venturi.runtime.cuda_context import CudaContext
+
+        return CudaContext(executable, self.device)
+
+    def weights(self, host: Mapping[str, Any]) -> Mapping[str, Any]:
+        from venturi.backends.cuda.device import DeviceWeights
+
+        return DeviceWeights(host, self.device)
+
+    def prepare(self, regions: Sequence[RegionView], progress: ProgressCallback | None) -> None:
+        """Compile the kernels of every candidate of every Region, in parallel."""
+        sources = []
+        for region in regions:
+            for tactic in self.backend.tactics:
+                make = getattr(tactic, "sources", None)
+                configs = tactic.match(region) if make is not None else ""
+                if make is not None and not isinstance(configs, str):
+                    for config in configs:
+                        sources += make(region, config)
+        self._store.compile(sources, lambda i, n: report(progress, "compile", i, n))
+
+    def kernel_files(self) -> dict[str, bytes]:
+        import json
+
+        used = self._store.used
+        if not used:
+            return {}
+        index = json.dumps([c.meta() for c in used.values()], indent=1).encode()
+        return {"kernels/index.json": index} | {f"kernels/{k}.cubin": c.image for k, c in used.items()}
+
+
+@functools.cache
+def _cpu() -> CpuTarget:
+    return CpuTarget()
+
+
+def resolve_device(device: str) -> str:
+    """The device a spec means: "auto" is the first GPU, else the CPU. Raises DeviceError for unknown ones."""
+    if device == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    if device == "cpu" or device == "cuda" or device.startswith("cuda:"):
+        return device
+    raise DeviceError(f"unknown device {device!r}; known: auto, cpu, cuda, cuda:N")
+
+
+def open_target(device: str, kernels: Mapping[str, Any] | None = None) -> Target:
+    """Raises DeviceError when the device is not there."""
+    found = resolve_device(device)
+    return _cpu() if found == "cpu" else CudaTarget(found, kernels)

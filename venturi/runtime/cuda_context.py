@@ -1,0 +1,164 @@
+"""All state of one caller on a GPU: static inputs and a CUDA graph for every set of shapes."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from venturi.backends.cuda.scratch import Scratch, using
+from venturi.backends.reference.program import OPERATOR_ERRORS
+from venturi.core.errors import RequestError, VenturiError
+from venturi.core.log import logger
+from venturi.runtime.context import failure, place
+from venturi.runtime.executable import Call, Executable
+from venturi.runtime.profiler import Profiler
+
+MAX_BINDINGS = 16
+T = torch.Tensor
+
+
+@dataclass(frozen=True)
+class GraphBinding:
+    """Fixed for a set of input shapes. Without a `graph` (`reason` says why) the steps are launched one by one."""
+
+    inputs: tuple[Any, ...]
+    outputs: tuple[Any, ...]
+    graph: torch.cuda.CUDAGraph | None
+    reason: str
+    arena_bytes: int
+    library_bytes: int = 0
+
+
+class CudaContext:
+    """Not thread-safe by itself. Results are ordered on the caller's current stream; they are the caller's own."""
+
+    def __init__(self, executable: Executable, device: torch.device) -> None:
+        self._executable = executable
+        self._device = device
+        self._bindings: OrderedDict[tuple[Any, ...], GraphBinding] = OrderedDict()
+        self._side = torch.cuda.Stream(device)
+        self._scratch = Scratch(device)
+        self._last: torch.cuda.Stream | None = None
+        self.profiler: Profiler | None = None
+
+    def run(self, args: Sequence[Any]) -> list[Any]:
+        """Stored inputs (host or device) in, stored outputs on the device out. Raises RequestError."""
+        with torch.inference_mode(), torch.cuda.device(self._device), using(self._scratch):
+            self._join(torch.cuda.current_stream())
+            if self.profiler is not None:
+                return self._eager(self._on_device(args), self.profiler)
+            key = _key(args)
+            binding = self._bindings.get(key)
+            if binding is None:
+                return self._bind(key, args)
+            if binding.graph is None:
+                return self._eager(self._on_device(args))
+            for held, given in zip(binding.inputs, args):
+                if isinstance(held, T):
+                    held.copy_(given, non_blocking=True)
+            binding.graph.replay()
+            return [x.clone() if isinstance(x, T) else x for x in binding.outputs]
+
+    @property
+    def arena_bytes(self) -> int:
+        return self._scratch.nbytes + sum(b.arena_bytes for b in self._bindings.values())
+
+    def binding_of(self, args: Sequence[Any]) -> GraphBinding | None:
+        return self._bindings.get(_key(args))
+
+    def _join(self, stream: torch.cuda.Stream) -> None:
+        """A caller that changes streams must not overtake its own previous run: the graph's memory is shared."""
+        if self._last is not None and self._last.cuda_stream != stream.cuda_stream:
+            stream.wait_stream(self._last)
+        self._last = stream
+
+    def _on_device(self, args: Sequence[Any]) -> list[Any]:
+        return [a.to(self._device) if isinstance(a, T) else a for a in args]
+
+    def _eager(self, args: list[Any], profiler: Profiler | None = None) -> list[Any]:
+        env = list(self._executable.template)
+        for slot, arg in zip(self._executable.inputs, args):
+            env[slot] = arg
+        marks: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        call = None
+        try:
+            for call in self._executable.calls:
+                if profiler is not None:
+                    marks.append((torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)))
+                    marks[-1][0].record()
+                self._step(call, env)
+                if profiler is not None:
+                    marks[-1][1].record()
+        except OPERATOR_ERRORS as exc:
+            raise failure(call, exc) from exc
+        except VenturiError as exc:
+            exc.where = exc.where or place(call)
+            raise
+        if profiler is not None:
+            torch.cuda.synchronize()
+            for i, (start, end) in enumerate(marks):
+                profiler.add(i, start.elapsed_time(end) * 1e3)
+            profiler.runs += 1
+        return [env[slot] for slot in self._executable.outputs]
+
+    @staticmethod
+    def _step(call: Call, env: list[Any]) -> None:
+        result = call.kernel.run(*[env[i] for i in call.inputs])
+        for slot, value in zip(call.outputs, result if isinstance(result, tuple) else (result,)):
+            env[slot] = value
+        for slot in call.dead:
+            env[slot] = None
+
+    def _bind(self, key: tuple[Any, ...], args: Sequence[Any]) -> list[Any]:
+        """Run once as it is, then capture the same steps on inputs of our own."""
+        moved = self._on_device(args)
+        result = self._eager(list(moved))
+        result = [x.clone() if isinstance(x, T) else x for x in result]
+        if not all(isinstance(x, T) for x in (*moved, *result)):
+            self._keep(key, GraphBinding((), (), None, "inputs or outputs that are no tensors", 0))
+            return result
+        held = [x.clone(memory_format=torch.contiguous_format) for x in moved]
+        before = torch.cuda.memory_reserved(self._device)
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
+        self._side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._side):
+            self._eager(list(held))
+            self._side.synchronize()
+            outputs, reason = self._capture(graph, held)
+        torch.cuda.current_stream().wait_stream(self._side)
+        if reason:
+            logger.warning("the engine runs without a CUDA graph for shapes %s: %s", key, reason)
+            self._keep(key, GraphBinding((), (), None, reason, 0))
+        else:
+            grown = max(0, torch.cuda.memory_reserved(self._device) - before)
+            self._keep(key, GraphBinding(tuple(held), tuple(outputs), graph, "", grown))
+        return result
+
+    def _capture(self, graph: torch.cuda.CUDAGraph, held: list[T]) -> tuple[list[Any], str]:
+        outputs: list[Any] = []
+        graph.capture_begin(capture_error_mode="thread_local")
+        try:
+            outputs = self._eager(list(held))
+        except (RequestError, VenturiError) as exc:
+            try:
+                graph.capture_end()
+            except RuntimeError:
+                torch.cuda.synchronize()
+            return [], str(exc).splitlines()[0]
+        graph.capture_end()
+        return outputs, ""
+
+    def _keep(self, key: tuple[Any, ...], binding: GraphBinding) -> None:
+        self._bindings[key] = binding
+        while len(self._bindings) > MAX_BINDINGS:
+            self._bindings.popitem(last=False)
+
+
+def _key(args: Sequence[Any]) -> tuple[Any, ...]:
+    return tuple(tuple(a.shape) if isinstance(a, T | np.ndarray) else None for a in args)
