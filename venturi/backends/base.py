@@ -217,7 +217,16 @@ def _tensor_disagreement(got: T, want: T, ulps: float) -> str | None:
     return f"max error {error:.3g} exceeds {bound:.3g} ({ulps:g} ulps)" if not error <= bound else None
 
 
-def dynamic_args(region: RegionView, args: Sequence[Any]) -> list[Any]:
-    """All inputs of the Region in order: constants filled in between the dynamic ones."""
-    stream = iter(args)
-    return [None if v is None else c if (c := region.constant(v)) is not None else next(stream) for v in region.formal]
+class Arguments:
+    """From dynamic inputs to all inputs of the Region in order. Constants are fetched once and held."""
+
+    def __init__(self, region: RegionView) -> None:
+        self.constants = [None if v is None else region.constant(v) for v in region.formal]
+        dynamic = set(region.dynamic)
+        self._holes = [i for i, v in enumerate(region.formal) if v is not None and v in dynamic]
+
+    def __call__(self, args: Sequence[Any]) -> list[Any]:
+        filled = list(self.constants)
+        for hole, x in zip(self._holes, args):
+            filled[hole] = x
+        return filled

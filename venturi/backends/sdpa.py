@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from venturi.backends.base import Config, Kernel, RegionView, Tactic, dynamic_args
+from venturi.backends.base import Arguments, Config, Kernel, RegionView, Tactic
 from venturi.ops.attention import merge_heads, repeat_heads, split_heads
 
 T = torch.Tensor
@@ -47,13 +47,13 @@ class SdpaAttention:
         return plain_attention(region) or [{}]
 
     def bind(self, region: RegionView, config: Config) -> Kernel:
-        attrs = region.attrs(region.node)
+        attrs, fill = region.attrs(region.node), Arguments(region)
         causal, scale = bool(attrs.get("is_causal", 0)), attrs.get("scale")
         q_heads, kv_heads = attrs.get("q_num_heads"), attrs.get("kv_num_heads")
         reference = self._reference.bind(region, {}).run
 
         def run(*args: Any) -> T:
-            inputs = dynamic_args(region, args)
+            inputs = fill(args)
             q, k, v = inputs[0], inputs[1], inputs[2]
             mask = inputs[3] if len(inputs) > 3 else None
             flat = q.dim() == 3

@@ -88,7 +88,7 @@ class CudaTarget:
         self._store = KernelStore(kernels, compiles=kernels is None)
         self._gpu = open_device(spec, self._store)
         self.device = self._gpu.torch_device
-        self.backend = cuda_backend(self._gpu)
+        self.backend = cuda_backend(self._gpu, self.device)
 
     def describe(self) -> str:
         from venturi.backends.cuda.libraries import library_versions

@@ -15,12 +15,17 @@ _MAX_CALLS = 20
 
 
 class CudaTimer:
-    """Owns a side stream and a memory pool for the graphs it captures, one at a time."""
+    """Owns a side stream and a memory pool for the graphs it captures one at a time; `_anchor` keeps the pool."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
+        self._anchor = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(self._stream):
+            self._anchor.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            self._kept = torch.empty(1, device=device).fill_(0)
+            self._anchor.capture_end()
 
     def time(self, fn: Callable[[], object], repeats: int, deadline: float, beat_us: float | None = None) -> Timing:
         """Microseconds a call. Calls that cannot be captured (they wait for the device) are timed one by one.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -74,7 +75,7 @@ class InterpretedDevice:
 
     def kernel(self, source):
         path = self._folder / f"{source.name}_{source.key}.py"
-        path.write_text(source.text)
+        path.write_text(re.sub(r".*gdc_.*\n", "", source.text))
         spec = importlib.util.spec_from_file_location(path.stem, path)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from venturi.backends.base import Backend
+import torch
+
+from venturi.backends.base import Backend, Tactic
 from venturi.backends.cuda.device import KernelDevice
+from venturi.backends.cuda.placement import OnDevice
 from venturi.backends.cuda.tactics.attention import TritonAttention
 from venturi.backends.cuda.tactics.clusters import TritonPointwise, TritonRows
 from venturi.backends.cuda.tactics.conv import DepthwiseConv, ImplicitGemmConv, ProductConv
@@ -12,20 +15,18 @@ from venturi.backends.cuda.tactics.reference import DeviceReference
 from venturi.backends.sdpa import SdpaAttention
 
 
-def cuda_backend(device: KernelDevice) -> Backend:
+def cuda_backend(device: KernelDevice, place: torch.device) -> Backend:
+    """Tactics for kernels of `device` on tensors of `place`."""
     reference = DeviceReference()
-    return Backend(
-        "cuda",
-        (
-            ProductConv(device),
-            ImplicitGemmConv(device),
-            DepthwiseConv(device),
-            TmaGemm(device),
-            PointerGemm(device),
-            TritonAttention(device),
-            SdpaAttention(reference),
-            TritonPointwise(device),
-            TritonRows(device),
-            reference,
-        ),
+    tactics: tuple[Tactic, ...] = (
+        ProductConv(device),
+        ImplicitGemmConv(device),
+        DepthwiseConv(device),
+        TmaGemm(device),
+        PointerGemm(device),
+        TritonAttention(device),
+        SdpaAttention(reference),
+        TritonPointwise(device),
+        TritonRows(device),
     )
+    return Backend("cuda", (*(OnDevice(t, place) for t in tactics), reference))

@@ -18,11 +18,23 @@ from venturi.backends.cuda.kernel import Cubin, Parameter
 from venturi.core.errors import DeviceError
 
 _MAX_DYNAMIC_SHARED = 8
+_PROGRAMMATIC_SERIALIZATION = 6
 _SLOT = 128
 _PACK = {"i32": "<i", "u32": "<I", "i64": "<q", "u64": "<Q", "fp32": "<f", "fp64": "<d", "i1": "<b", "i8": "<b"}
 # Triton's element types in cuTensorMapEncodeTiled's numbering, where they differ.
 _MAP_TYPE = {8: 10, 9: 8, 10: 9}
 _L2_PROMOTION_128B = 2
+
+
+class _LaunchAttribute(C.Structure):
+    _fields_ = [("id", C.c_uint32), ("pad", C.c_uint32), ("value", C.c_uint32 * 16)]
+
+
+class _LaunchConfig(C.Structure):
+    _fields_ = [
+        ("grid", C.c_uint32 * 3), ("block", C.c_uint32 * 3), ("shared", C.c_uint32), ("stream", C.c_void_p),
+        ("attributes", C.POINTER(_LaunchAttribute)), ("count", C.c_uint32),
+    ]  # fmt: skip
 
 
 class Driver:
@@ -43,7 +55,7 @@ class Driver:
 
     @property
     def launch(self) -> Any:
-        return self._lib.cuLaunchKernel
+        return self._lib.cuLaunchKernelEx
 
 
 @functools.cache
@@ -65,6 +77,8 @@ class LoadedKernel:
         self._count = len(cubin.parameters)
         self._threads = 32 * cubin.num_warps
         self._local = threading.local()
+        self._overlap = (_LaunchAttribute * 1)()
+        self._overlap[0].id, self._overlap[0].value[0] = _PROGRAMMATIC_SERIALIZATION, 1
 
     def launch(self, grid: Sequence[int], args: Sequence[Any]) -> None:
         """`args` as the source's signature without constants: tensors for pointers, `Described` for descriptors."""
@@ -76,6 +90,8 @@ class LoadedKernel:
             parameter = self.cubin.parameters[slot]
             at = base + slot * _SLOT
             if parameter.kind == "ptr":
+                if not arg.is_cuda:
+                    raise DeviceError(f"{self.cubin.entry}: argument {parameter.name!r} is on {arg.device}")
                 C.c_uint64.from_address(at).value = arg.data_ptr()
                 slot += 1
             elif parameter.kind == "tmap":
@@ -85,11 +101,14 @@ class LoadedKernel:
                 slot += 1
         if slot != self._count - 2:
             raise DeviceError(f"{self.cubin.entry} takes {self._count - 2} parameters, got {slot}")
-        x, y, z = (*grid, 1, 1)[:3]
-        stream = torch.cuda.current_stream().cuda_stream
-        status = driver().launch(
-            self._function, x, y, z, self._threads, 1, 1, self.cubin.shared, C.c_void_p(stream), pointers, None
-        )
+        config = _LaunchConfig()
+        config.grid[:] = (*grid, 1, 1)[:3]
+        config.block[:] = (self._threads, 1, 1)
+        config.shared = self.cubin.shared
+        config.stream = torch.cuda.current_stream().cuda_stream
+        if self.cubin.overlaps:
+            config.attributes, config.count = self._overlap, 1
+        status = driver().launch(C.byref(config), self._function, pointers, None)
         if status:
             raise DeviceError(f"launch of {self.cubin.entry} on grid {tuple(grid)} failed with status {status}")
 

@@ -28,6 +28,11 @@ class KernelSource:
     num_stages: int = 3
     arch: int = 90
 
+    @property
+    def overlaps(self) -> bool:
+        """Whether the kernel may start before the one in front of it has finished (it waits for it itself)."""
+        return "gdc_wait()" in self.text
+
     @cached_property
     def key(self) -> str:
         """Identifies the machine code up to the compiler's version: 24 hex digits. Comments do not count."""
@@ -65,6 +70,7 @@ class Cubin:
     num_warps: int
     shared: int
     parameters: tuple[Parameter, ...]
+    overlaps: bool = False
     registers: int = 0
     spills: int = 0
     compiler: str = ""

@@ -9,7 +9,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-from venturi.backends.base import Config, Kernel, RegionView, dynamic_args
+from venturi.backends.base import Arguments, Config, Kernel, RegionView
 from venturi.backends.reference.program import node_function
 from venturi.ir.dtypes import FLOATS
 from venturi.ir.region import is_region
@@ -89,11 +89,11 @@ class InPlaceBody:
                     slots[node.outputs[0]],
                 )
             )
-        size, result = len(slots), slots[region.outputs[0]]
+        size, result, fill = len(slots), slots[region.outputs[0]], Arguments(region)
 
         def run(*args: Any) -> T:
             env: list[Any] = [None] * (size + 1)
-            env[: len(region.formal)] = dynamic_args(region, args)
+            env[: len(region.formal)] = fill(args)
             for fn, out_fn, reads, victims, target in steps:
                 inputs = [env[r] for r in reads]
                 home = _home(inputs, [env[v] for v in victims]) if victims and out_fn else None
@@ -126,11 +126,11 @@ class OutPointwise:
         fn = _out_function(region.node)
         reference = node_function(region.node)
         assert fn is not None
-        constants = [region.constant(v) for v in region.formal]
-        if all(c is None for c in constants):
+        fill = Arguments(region)
+        if all(c is None for c in fill.constants):
             return Kernel(reference, lambda *args, out: fn(*args, out=out))
 
         def run_out(*args: Any, out: T) -> None:
-            fn(*dynamic_args(region, args), out=out)
+            fn(*fill(args), out=out)
 
-        return Kernel(lambda *args: reference(*dynamic_args(region, args)), run_out)
+        return Kernel(lambda *args: reference(*fill(args)), run_out)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from venturi.backends.base import Config, Kernel, RegionView, dynamic_args
+from venturi.backends.base import Arguments, Config, Kernel, RegionView
 from venturi.backends.reference.program import Program, node_function
 from venturi.ir.build import subgraphs
 from venturi.ir.region import body_of, is_region
@@ -17,17 +17,17 @@ class Reference:
 
     def bind(self, region: RegionView, config: Config) -> Kernel:
         if is_region(region.node):
-            program = Program(body_of(region.node), region.weights)
+            program, fill = Program(body_of(region.node), region.weights), Arguments(region)
             single = len(region.outputs) == 1
             if single:
-                return Kernel(lambda *args: program.run(dynamic_args(region, args))[0])
-            return Kernel(lambda *args: tuple(program.run(dynamic_args(region, args))))
+                return Kernel(lambda *args: program.run(fill(args))[0])
+            return Kernel(lambda *args: tuple(program.run(fill(args))))
         fn = node_function(region.node, region.weights)
         if all(v is not None and region.constant(v) is None for v in region.formal):
             return Kernel(fn)
         if subgraphs(region.node):
-            count = len(region.dynamic)
-            return Kernel(lambda *args: fn(*dynamic_args(region, args[:count]), *args[count:]))
+            count, fill = len(region.dynamic), Arguments(region)
+            return Kernel(lambda *args: fn(*fill(args[:count]), *args[count:]))
         template = [region.constant(v) for v in region.formal]
         holes = [i for i, v in enumerate(region.formal) if v is not None and template[i] is None]
         if holes == [0]:

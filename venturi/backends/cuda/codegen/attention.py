@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 from venturi.backends.base import RegionView
 from venturi.backends.cuda.codegen.expressions import TRITON_TYPES, rounded
-from venturi.backends.cuda.codegen.gemm import constexprs, module
-from venturi.backends.cuda.codegen.pointwise import pointer_type
+from venturi.backends.cuda.codegen.module import constexprs, module, pointer_type
 from venturi.backends.cuda.codegen.rows import next_power_of_2
 from venturi.backends.cuda.kernel import KernelSource
 from venturi.ir.dtypes import DT
@@ -88,7 +87,7 @@ def attention_source(region: RegionView, s: AttentionShape, c: AttentionConfig, 
     numbers = ["heads", "group", "num_q", "num_k", "offset"]
     pointers = ["q", "k", "v", "o", *(["mask"] if masked else [])]
     strides = [*STRIDES, *(MASK_STRIDES if masked else [])]
-    text = module(region, "attention", [*pointers, *strides, *numbers, "scale", *constexprs("BM", "BN")], lines)
+    text = module(region, "attention", [*pointers, *strides, *numbers, "scale", *constexprs("BM", "BN")], lines, arch)
     assert s.dtype in TRITON_TYPES
     signature = [
         *((p, pointer_type(s.dtype)) for p in pointers[:4]),

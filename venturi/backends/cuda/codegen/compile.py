@@ -61,8 +61,8 @@ def compile_source(source: KernelSource, folder: Path) -> Cubin:
     if declared != len(parameters):
         raise TuningError(f"{source.name}: the cubin takes {declared} parameters, expected {len(parameters)}")
     return Cubin(
-        source.key, meta.name, made.asm["cubin"], meta.num_warps, meta.shared, parameters, registers, spills,
-        f"triton {triton.__version__}",
+        source.key, meta.name, made.asm["cubin"], meta.num_warps, meta.shared, parameters, source.overlaps,
+        registers, spills, f"triton {triton.__version__}",
     )  # fmt: skip
 
 

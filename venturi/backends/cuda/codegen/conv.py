@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from venturi.backends.base import RegionView
 from venturi.backends.cuda.codegen.expressions import rounded
-from venturi.backends.cuda.codegen.gemm import GROUPED_TILE, GemmConfig, constexprs, finish_lines, module
-from venturi.backends.cuda.codegen.pointwise import pointer_type
+from venturi.backends.cuda.codegen.gemm import GROUPED_TILE, GemmConfig, finish_lines
+from venturi.backends.cuda.codegen.module import constexprs, module, pointer_type
 from venturi.backends.cuda.codegen.tile import TileBody
 from venturi.backends.cuda.kernel import KernelSource
 from venturi.ir.dtypes import DT
@@ -95,7 +95,7 @@ def implicit_source(
     ]
     sizes = ["images", "H", "W", "P", "Q", "N"]
     arguments = ["a", "b", "c", *tile.arguments, "work", "locks", *sizes]
-    text = module(region, "conv", [*arguments, *constexprs("BM", "BN", "BK", "SPLIT")], lines)
+    text = module(region, "conv", [*arguments, *constexprs("BM", "BN", "BK", "SPLIT")], lines, arch)
     out_type = tile.output.dtype
     signature = [
         ("a", pointer_type(dtype)), ("b", pointer_type(dtype)), ("c", pointer_type(out_type)),
@@ -140,7 +140,7 @@ def depthwise_source(
     ]
     sizes = ["images", "H", "W", "P", "Q"]
     arguments = ["a", "b", "c", *tile.arguments, *sizes]
-    text = module(region, "depthwise", [*arguments, *constexprs("BM", "BN")], lines)
+    text = module(region, "depthwise", [*arguments, *constexprs("BM", "BN")], lines, arch)
     signature = [
         ("a", pointer_type(dtype)), ("b", pointer_type(dtype)), ("c", pointer_type(tile.output.dtype)),
         *zip(tile.arguments, (pointer_type(v.dtype) for v in tile.values)),

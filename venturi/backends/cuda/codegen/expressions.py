@@ -65,7 +65,7 @@ def _gelu(a: list[str], attrs: Attrs) -> str:
     x = a[0]
     if attrs.get("approximate", "none") == "tanh":
         return f"({x} * _sigmoid(1.5957691216057308 * ({x} + 0.044715 * {x} * {x} * {x})))"
-    return f"(0.5 * {x} * (1.0 + tl.erf({x} * 0.7071067811865476)))"
+    return f"(0.5 * {x} * (1.0 + _erf({x} * 0.7071067811865476)))"
 
 
 def _hard_sigmoid(a: list[str], attrs: Attrs) -> str:
@@ -101,7 +101,7 @@ FLOAT_ONLY: dict[str, Emit] = {
     "Log": lambda a, attrs: f"tl.log({a[0]})",
     "Sqrt": lambda a, attrs: f"tl.sqrt_rn({a[0]})",
     "Reciprocal": lambda a, attrs: f"(1.0 / {a[0]})",
-    "Erf": lambda a, attrs: f"tl.erf({a[0]})",
+    "Erf": lambda a, attrs: f"_erf({a[0]})",
     "Gelu": _gelu,
     "Swish": _swish,
     "HardSwish": lambda a, attrs: f"({a[0]} * {_clamped(f'({a[0]} * {literal(1 / 6)} + 0.5)', 0.0, 1.0)})",
@@ -135,23 +135,6 @@ ANY: dict[str, Emit] = {
     "Not": lambda a, attrs: f"({a[0]} == 0)",
     "Where": lambda a, attrs: f"tl.where({a[0]}, {a[1]}, {a[2]})",
 }
-PRELUDE = """
-@triton.jit
-def _sigmoid(x):
-    return 1.0 / (1.0 + tl.exp(-x))
-
-
-@triton.jit
-def _tanh(x):
-    e = tl.exp(-2.0 * tl.abs(x))
-    t = (1.0 - e) / (1.0 + e)
-    return tl.where(x < 0.0, -t, t)
-
-
-@triton.jit
-def _softplus(x):
-    return tl.where(x > 20.0, x, tl.log(1.0 + tl.exp(x)))
-"""
 
 
 def expression(region: RegionView, node: ir.Node, args: list[str]) -> str | None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from venturi.backends.base import RegionView
-from venturi.backends.cuda.codegen.expressions import PRELUDE, TRITON_TYPES, rounded
-from venturi.backends.cuda.codegen.pointwise import HEADER, described, pointer_type
+from venturi.backends.cuda.codegen.expressions import TRITON_TYPES, rounded
+from venturi.backends.cuda.codegen.module import constexprs, indent, module, pointer_type
 from venturi.backends.cuda.codegen.tile import TileBody
 from venturi.backends.cuda.kernel import KernelSource
 from venturi.ir.dtypes import DT
@@ -57,7 +57,7 @@ def tma_source(region: RegionView, tile: TileBody, dtype: DT, c: GemmConfig, arc
         *indent(tile.lines),
         f"    c.store([pm * BM, pn * BN], {rounded('result', out_type)})",
     ]
-    text = module(region, "gemm_tma", [*arguments, *constexprs("BM", "BN", "BK")], lines)
+    text = module(region, "gemm_tma", [*arguments, *constexprs("BM", "BN", "BK")], lines, arch)
     kind, stored = TRITON_TYPES[dtype], TRITON_TYPES[out_type]
     signature = [
         ("a", f"tensordesc<{kind}[{c.bm},{c.bk}]>"),
@@ -102,7 +102,7 @@ def pointer_source(
         "at = m.to(tl.int64)[:, None] * N + n[None, :]",
         *finish_lines(tile, "n", "n < N", "M * N"),
     ]
-    text = module(region, "gemm", [*arguments, *constexprs("BM", "BN", "BK", "SPLIT")], lines)
+    text = module(region, "gemm", [*arguments, *constexprs("BM", "BN", "BK", "SPLIT")], lines, arch)
     signature = [
         ("a", pointer_type(dtype)), ("b", pointer_type(dtype)), ("c", pointer_type(out_type)),
         *zip(tile.arguments, (pointer_type(v.dtype) for v in tile.values)),
@@ -141,16 +141,3 @@ def finish_lines(tile: TileBody, column: str, column_mask: str, stride: str) -> 
         *indent(store, 2),
         "        tl.store(locks + tile, 0)",
     ]
-
-
-def module(region: RegionView, name: str, arguments: list[str], lines: list[str]) -> str:
-    head = [described(region), HEADER + PRELUDE, "", "@triton.jit", f"def {name}({', '.join(arguments)}):"]
-    return "\n".join([*head, *indent(lines), ""])
-
-
-def constexprs(*names: str) -> list[str]:
-    return [f"{n}: tl.constexpr" for n in names]
-
-
-def indent(lines: list[str] | tuple[str, ...], depth: int = 1) -> list[str]:
-    return ["    " * depth + line for line in lines]

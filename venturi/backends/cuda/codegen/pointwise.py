@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from venturi.backends.base import RegionView
-from venturi.backends.cuda.codegen.expressions import PRELUDE, TRITON_TYPES, Body, comment, literal, loaded, rounded
+from venturi.backends.cuda.codegen.expressions import TRITON_TYPES, Body, comment, literal, loaded, rounded
+from venturi.backends.cuda.codegen.module import constexprs, module, pointer_type
 from venturi.backends.cuda.codegen.space import Space, space_of
 from venturi.backends.cuda.kernel import KernelSource
 from venturi.ir.dtypes import DT, INTS
-
-HEADER = "import triton\nimport triton.language as tl\n"
 
 
 @dataclass(frozen=True)
@@ -30,36 +29,19 @@ class Pointwise:
         arguments = [f"in{i}" for i in range(len(self.pointers))] + ["out0", "n"]
         runtime = [f"s{i}" for i, axis in enumerate(self.space.axes) if i and axis.size is None]
         total = static_total(self.space)
-        text = "\n".join(
-            [
-                described(self.region),
-                HEADER + PRELUDE,
-                "",
-                "@triton.jit",
-                f"def pointwise({', '.join(arguments + runtime)}, BLOCK: tl.constexpr):",
-                "    offset = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)",
-                "    mask = offset < n",
-                *(f"    {line}" for line in index_lines(self.space, "offset")),
-                *(f"    {line}" for line in load_lines(self.space, self.pointers, "offset", "mask")),
-                *(f"    {line}" for line in self.lines),
-                f"    tl.store(out0 + offset, {rounded('result', self.output.dtype)}, mask=mask)",
-                "",
-            ]
-        )
+        lines = [
+            "offset = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)",
+            "mask = offset < n",
+            *index_lines(self.space, "offset"),
+            *load_lines(self.space, self.pointers, "offset", "mask"),
+            *self.lines,
+            f"tl.store(out0 + offset, {rounded('result', self.output.dtype)}, mask=mask)",
+        ]
+        text = module(self.region, "pointwise", [*arguments, *runtime, *constexprs("BLOCK")], lines, arch)
         types = [pointer_type(v.dtype) for v in (*self.pointers, self.output)]
         signature = [*zip(arguments, [*types, "i32"]), *((s, "i32") for s in runtime), ("BLOCK", "constexpr")]
         divisible = arguments[:-1] + (["n"] if total is not None and total % 16 == 0 else [])
         return KernelSource("pointwise", text, tuple(signature), (("BLOCK", block),), tuple(divisible), warps, 1, arch)
-
-
-def pointer_type(dtype: DT | None) -> str:
-    assert dtype is not None
-    return "*" + TRITON_TYPES[dtype]
-
-
-def described(region: RegionView) -> str:
-    """A comment on what the kernel computes, for the reader of the dump."""
-    return comment(f"{region.name}: {' -> '.join(n.op_type for n in region.nodes)}").strip()
 
 
 def static_total(space: Space) -> int | None:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from venturi.backends.base import RegionView
-from venturi.backends.cuda.codegen.expressions import PRELUDE, TRITON_TYPES, Body, comment, loaded, rounded
-from venturi.backends.cuda.codegen.pointwise import HEADER, described, extent, pointer_type, scalar_text
+from venturi.backends.cuda.codegen.expressions import TRITON_TYPES, Body, comment, loaded, rounded
+from venturi.backends.cuda.codegen.module import constexprs, module, pointer_type
+from venturi.backends.cuda.codegen.pointwise import extent, scalar_text
 from venturi.backends.cuda.codegen.space import Space, space_of
 from venturi.backends.cuda.kernel import KernelSource
 from venturi.ir.build import get_attr
@@ -33,25 +34,18 @@ class Rows:
         lead = len(self.space.axes) - 1
         runtime = [f"s{i}" for i in range(1, lead) if self.space.axes[i].size is None]
         width = next_power_of_2(self.columns)
-        text = "\n".join(
-            [
-                described(self.region),
-                HEADER + PRELUDE,
-                "",
-                "@triton.jit",
-                f"def rows({', '.join(arguments + runtime)}, ROWS: tl.constexpr):",
-                f"    column = tl.arange(0, {width})[None, :]",
-                "    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]",
-                f"    inside = column < {self.columns}",
-                "    mask = inside & (row < num_rows)",
-                *(f"    {line}" for line in self._indices()),
-                *(f"    {line}" for line in self._loads()),
-                *(f"    {line}" for line in self.lines),
-                f"    at = row.to(tl.int64) * {self.columns} + column",
-                f"    tl.store(out0 + at, {rounded('result', self.output.dtype)}, mask=mask)",
-                "",
-            ]
-        )
+        lines = [
+            f"column = tl.arange(0, {width})[None, :]",
+            "row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]",
+            f"inside = column < {self.columns}",
+            "mask = inside & (row < num_rows)",
+            *self._indices(),
+            *self._loads(),
+            *self.lines,
+            f"at = row.to(tl.int64) * {self.columns} + column",
+            f"tl.store(out0 + at, {rounded('result', self.output.dtype)}, mask=mask)",
+        ]
+        text = module(self.region, "rows", [*arguments, *runtime, *constexprs("ROWS")], lines, arch)
         types = [pointer_type(v.dtype) for v in (*self.pointers, self.output)]
         signature = [*zip(arguments, [*types, "i32"]), *((s, "i32") for s in runtime), ("ROWS", "constexpr")]
         return KernelSource("rows", text, tuple(signature), (("ROWS", rows),), tuple(arguments[:-1]), warps, 1, arch)

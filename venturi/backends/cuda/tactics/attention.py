@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from venturi.backends.base import Config, Kernel, RegionView, dynamic_args
+from venturi.backends.base import Arguments, Config, Kernel, RegionView
 from venturi.backends.cuda.codegen.attention import AttentionConfig, AttentionShape, attention_source
 from venturi.backends.cuda.device import KernelDevice
 from venturi.backends.cuda.kernel import KernelSource
@@ -76,10 +76,11 @@ class TritonAttention:
         attrs, block = region.attrs(region.node), config["bm"]
         q_heads, kv_heads, scale = attrs.get("q_num_heads"), attrs.get("kv_num_heads"), attrs.get("scale")
         factor = (scale if scale is not None else 1 / math.sqrt(shape.head)) * _LOG2_E
+        fill = Arguments(region)
         fallback = DeviceReference().bind(region, {}).run
 
         def run(*args: Any) -> Any:
-            given = dynamic_args(region, args)
+            given = fill(args)
             flat = given[0].dim() == 3
             q, k, v = split_heads(given[0], q_heads), split_heads(given[1], kv_heads), split_heads(given[2], kv_heads)
             images, heads, rows, _ = q.shape
@@ -92,7 +93,8 @@ class TritonAttention:
                 out = torch.empty((images, rows, heads, shape.head), dtype=q.dtype, device=q.device)
                 o = out.transpose(1, 2)
             else:
-                out = o = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+                o = torch.empty((images, rows, heads, shape.head), dtype=q.dtype, device=q.device).transpose(1, 2)
+                out = o
             strides = [x.stride(i) for x in (q, k, v, o) for i in range(3)]
             pointers = [q, k, v, o]
             if shape.mask is not None:

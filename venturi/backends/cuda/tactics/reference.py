@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from venturi.backends.base import Config, Kernel, RegionView, dynamic_args
+from venturi.backends.base import Arguments, Config, Kernel, RegionView
 from venturi.backends.cuda.device import DeviceWeights
+from venturi.backends.cuda.placement import Mover
 from venturi.backends.reference.program import Program, node_function
 from venturi.ir.build import subgraphs
 from venturi.ir.region import body_of, is_region
@@ -18,7 +18,6 @@ from venturi.ops.table import SHAPED_BY_VALUES
 T = torch.Tensor
 _SHAPED_BY_FIRST = ("Range", "ConstantOfShape")
 _HOST_OPERANDS = SHAPED_BY_VALUES | {"CumSum", "CumProd", "Trilu"}
-_KEPT_COPIES = 64
 
 
 class DeviceReference:
@@ -35,10 +34,10 @@ class DeviceReference:
     def bind(self, region: RegionView, config: Config) -> Kernel:
         device = weights_device(region.weights)
         if is_region(region.node):
-            program = Program(body_of(region.node), region.weights, device=str(device))
+            program, fill = Program(body_of(region.node), region.weights, device=str(device)), Arguments(region)
             if len(region.outputs) == 1:
-                return Kernel(lambda *args: program.run(dynamic_args(region, args))[0])
-            return Kernel(lambda *args: tuple(program.run(dynamic_args(region, args))))
+                return Kernel(lambda *args: program.run(fill(args))[0])
+            return Kernel(lambda *args: tuple(program.run(fill(args))))
         return Kernel(_Placed(region, device))
 
 
@@ -66,19 +65,19 @@ class _Placed:
         self._holes = [i for i, (v, c) in enumerate(zip(region.formal, self._constants)) if v is not None and c is None]
         self._captures = bool(subgraphs(node))
         self._refused = False
-        self._copies: OrderedDict[tuple[Any, ...], T] = OrderedDict()
+        self._moved = Mover(device)
 
     def __call__(self, *args: Any) -> Any:
         own, captured = list(args[: len(self._holes)]), args[len(self._holes) :]
         if not captured and not any(isinstance(a, T) and a.is_cuda for a in own) and not self._captures:
-            return self._host_fn(*self._filled(own, self._host_constants))
+            return self._kept(self._host_fn(*self._filled(own, self._host_constants)))
         if self._refused:
             return self._on_copies(own, captured)
         inputs = self._filled(own, self._constants)
         for i, x in enumerate(inputs):
             if self._on_host[i]:
                 inputs[i] = self._host_constants[i] if self._constants[i] is not None else _cpu(x)
-            elif isinstance(x, T) and x.device != self._device:
+            else:
                 inputs[i] = self._moved(x)
         try:
             return self._fn(*inputs, *captured)
@@ -89,21 +88,18 @@ class _Placed:
             self._refused = True
             return result
 
+    def _kept(self, result: Any) -> Any:
+        """Integers stay on the host, where shapes are made of them; anything else is data and moves."""
+        if isinstance(result, tuple):
+            return tuple(self._kept(r) for r in result)
+        data = isinstance(result, T) and (result.is_floating_point() or result.numel() > 4096)
+        return self._moved(result) if data else result
+
     def _filled(self, own: list[Any], constants: list[Any]) -> list[Any]:
         inputs = list(constants)
         for hole, x in zip(self._holes, own):
             inputs[hole] = x
         return inputs
-
-    def _moved(self, x: T) -> T:
-        """A host value on the device. Copies are kept by content: a captured graph must not copy from the host."""
-        key = (x.dtype, tuple(x.shape), x.contiguous().numpy().tobytes() if x.numel() <= 4096 else id(x))
-        found = self._copies.get(key)
-        if found is None:
-            found = self._copies[key] = x.to(self._device)
-            while len(self._copies) > _KEPT_COPIES:
-                self._copies.popitem(last=False)
-        return found
 
     def _on_copies(self, own: list[Any], captured: tuple[Any, ...]) -> Any:
         inputs = self._filled([_cpu(x) for x in own], self._host_constants)
@@ -129,6 +125,3 @@ def _placed(x: Any, device: torch.device) -> Any:
     if isinstance(x, tuple | list):
         return type(x)(_placed(v, device) for v in x)
     return x
-
-
-Runner = Callable[..., Any]

@@ -1,0 +1,72 @@
+"""The frame of every generated kernel: a module one can read, dump and run by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from venturi.backends.base import RegionView
+from venturi.backends.cuda.codegen.expressions import TRITON_TYPES, comment
+from venturi.ir.dtypes import DT
+
+HEADER = "import triton\nimport triton.language as tl\n"
+OVERLAP_HEADER = "from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait\n"
+# Programmatic dependent launch: let the next kernel start its prologue, then wait for the results of the one before.
+OVERLAP = ["gdc_launch_dependents()", "gdc_wait()"]
+OVERLAP_ARCH = 90
+PRELUDE = '''
+@triton.jit
+def _sigmoid(x):
+    return 1.0 / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def _tanh(x):
+    e = tl.exp(-2.0 * tl.abs(x))
+    t = (1.0 - e) / (1.0 + e)
+    return tl.where(x < 0.0, -t, t)
+
+
+@triton.jit
+def _erf(x):
+    # Abramowitz and Stegun, formula 7.1.26: absolute error below 1.5e-7.
+    t = 1.0 / (1.0 + 0.3275911 * tl.abs(x))
+    p = ((((1.061405429 * t - 1.453152027) * t + 1.421413741) * t - 0.284496736) * t + 0.254829592) * t
+    y = 1.0 - p * tl.exp(-x * x)
+    return tl.where(x < 0.0, -y, y)
+
+
+@triton.jit
+def _softplus(x):
+    return tl.where(x > 20.0, x, tl.log(1.0 + tl.exp(x)))
+
+'''
+
+
+def module(region: RegionView, name: str, arguments: Sequence[str], lines: Sequence[str], arch: int) -> str:
+    """Text of a module that defines the jit function `name` with `lines` as its body."""
+    overlap = arch >= OVERLAP_ARCH
+    head = [
+        described(region),
+        HEADER + (OVERLAP_HEADER if overlap else "") + PRELUDE,
+        "@triton.jit",
+        f"def {name}({', '.join(arguments)}):",
+    ]
+    return "\n".join([*head, *indent(OVERLAP if overlap else []), *indent(lines), ""])
+
+
+def described(region: RegionView) -> str:
+    """A comment on what the kernel computes, for the reader of the dump."""
+    return comment(f"{region.name}: {' -> '.join(n.op_type for n in region.nodes)}").strip()
+
+
+def constexprs(*names: str) -> list[str]:
+    return [f"{n}: tl.constexpr" for n in names]
+
+
+def indent(lines: Sequence[str], depth: int = 1) -> list[str]:
+    return ["    " * depth + line for line in lines]
+
+
+def pointer_type(dtype: DT | None) -> str:
+    assert dtype is not None
+    return "*" + TRITON_TYPES[dtype]
