@@ -158,9 +158,9 @@ def deform_conv(
     (n, c, h, width), (m, _, kh, kw) = x.shape, w.shape
     oh, ow = offset.shape[2:]
     off = offset.reshape(n, offset_group, kh * kw, 2, oh, ow)
-    tap = torch.arange(kh * kw)
-    base_y = (torch.arange(oh) * st[0] - p[0])[None, :, None] + (tap // kw * dl[0])[:, None, None]
-    base_x = (torch.arange(ow) * st[1] - p[1])[None, None, :] + (tap % kw * dl[1])[:, None, None]
+    tap = torch.arange(kh * kw, device=x.device)
+    base_y = (torch.arange(oh, device=x.device) * st[0] - p[0])[None, :, None] + (tap // kw * dl[0])[:, None, None]
+    base_x = (torch.arange(ow, device=x.device) * st[1] - p[1])[None, None, :] + (tap % kw * dl[1])[:, None, None]
     y, xx = base_y + off[:, :, :, 0], base_x + off[:, :, :, 1]
     grid = torch.stack([2 * xx / max(width - 1, 1) - 1, 2 * y / max(h - 1, 1) - 1], -1)
     source = x.reshape(n * offset_group, c // offset_group, h, width)
@@ -204,9 +204,10 @@ def col2im(
     size = [s + p[i] + p[i + n] for i, s in enumerate(image)]
     steps = [(size[i] - dl[i] * (block[i] - 1) - 1) // st[i] + 1 for i in range(n)]
     batch, channels = x.shape[0], x.shape[1] // int(np.prod(block))
-    flat_index = torch.zeros([1] * 2 * n, dtype=torch.int64)
+    flat_index = torch.zeros([1] * 2 * n, dtype=torch.int64, device=x.device)
     for i in range(n):
-        along = (torch.arange(block[i]) * dl[i])[:, None] + (torch.arange(steps[i]) * st[i])[None]
+        taps, starts = (torch.arange(k, device=x.device) for k in (block[i], steps[i]))
+        along = (taps * dl[i])[:, None] + (starts * st[i])[None]
         shape = [1] * 2 * n
         shape[i], shape[i + n] = block[i], steps[i]
         flat_index = flat_index * size[i] + along.reshape(shape)

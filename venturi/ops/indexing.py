@@ -92,8 +92,8 @@ def scatter_nd(x: T, index: T, updates: T, *, reduction: str = "none") -> T:
 def tensor_scatter(cache: T, update: T, write: T | None = None, *, axis: int = -2, mode: str = "linear") -> T:
     axis %= cache.dim()
     length, size = update.shape[axis], cache.shape[axis]
-    start = torch.zeros(cache.shape[0], dtype=torch.int64) if write is None else write.to(torch.int64)
-    position = start[:, None] + torch.arange(length)[None]
+    start = cache.new_zeros(cache.shape[0], dtype=torch.int64) if write is None else write.to(torch.int64)
+    position = start[:, None] + torch.arange(length, device=cache.device)[None]
     position = position % size if mode == "circular" else position
     shape = [1] * cache.dim()
     shape[0], shape[axis] = cache.shape[0], length
@@ -194,7 +194,7 @@ def max_unpool(
         (s - 1) * st - pads[i] - pads[i + n] + k for i, (s, st, k) in enumerate(zip(x.shape[2:], strides, kernel_shape))
     ]
     want = natural if output_shape is None else [int(v) for v in output_shape.tolist()][2:]
-    flat = torch.zeros(int(np.prod(x.shape[:2])) * int(np.prod(natural)), dtype=x.dtype)
+    flat = x.new_zeros(int(np.prod(x.shape[:2])) * int(np.prod(natural)))
     flat[index.reshape(-1)] = x.reshape(-1)
     out = flat.reshape(*x.shape[:2], *natural)
     extra = [p for w, h in zip(reversed(want), reversed(natural)) for p in (0, w - h)]

@@ -114,14 +114,14 @@ def _flat_index(x: T, w: Window, which: T, storage_order: int) -> T:
         position = position // w.kernel[i]
         shape = [1] * which.dim()
         shape[2 + i] = w.out[i]
-        start = (torch.arange(w.out[i]) * w.strides[i] - w.pads[i]).reshape(shape)
+        start = (torch.arange(w.out[i], device=which.device) * w.strides[i] - w.pads[i]).reshape(shape)
         coordinates.insert(0, start + tap * w.dilations[i])
     flat = torch.zeros_like(which)
     sizes = list(x.shape[2:])
     order = range(n) if storage_order == 0 else reversed(range(n))
     for i in order:
         flat = flat * sizes[i] + coordinates[i]
-    plane = torch.arange(x.shape[0] * x.shape[1]).reshape(x.shape[0], x.shape[1], *[1] * n)
+    plane = torch.arange(x.shape[0] * x.shape[1], device=x.device).reshape(x.shape[0], x.shape[1], *[1] * n)
     return flat + plane * int(np.prod(sizes))
 
 
@@ -148,7 +148,7 @@ def average_pool(
     n = len(kernel_shape)
     if _plain(w, x) and all(d == 1 for d in w.dilations):
         return _AVERAGE[n](x, w.kernel, w.strides, w.pads[:n], False, bool(count_include_pad))
-    inside = torch.ones([1, 1, *x.shape[2:]], dtype=x.dtype)
+    inside = torch.ones([1, 1, *x.shape[2:]], dtype=x.dtype, device=x.device)
     if count_include_pad:
         flat = [p for i in reversed(range(n)) for p in (w.pads[i], w.pads[i + n])]
         inside = F.pad(inside, flat, value=1.0)

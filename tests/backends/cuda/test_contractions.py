@@ -9,8 +9,9 @@ import torch
 import venturi as vt
 from tests.backends.cuda.interpreted import InterpretedDevice
 from tests.backends.cuda.test_clusters import run_all, tensor
-from venturi.backends.cuda.tactics.conv import DepthwiseConv, ImplicitGemmConv, ProductConv
-from venturi.backends.cuda.tactics.gemm import PointerGemm, TmaGemm
+from venturi.backends.cuda.tactics.conv import DepthwiseConv, ImplicitGemmConv, ProductConv, VectorConv
+from venturi.backends.cuda.tactics.gemm import PointerGemm, TmaGemm, VectorGemm
+from venturi.backends.cuda.tactics.pool import ImageMean, WindowPool
 
 
 def weight(*shape, seed=5):
@@ -106,3 +107,49 @@ def test_grouped_convolutions_are_refused():
     net.output("y", net.conv(x, weight(16, 4, 3, 3), group=4))
     assert run_all(net, ImplicitGemmConv(InterpretedDevice()), {"x": tensor(2, 16, 5, 5)}, "fp16") == 0
     assert torch.is_inference_mode_enabled() is False
+
+
+def test_few_rows_without_tensor_cores():
+    net = vt.Network()
+    x, skip = net.input("x", (3, 300)), net.input("skip", (3, 37))
+    net.output("y", net.relu(x @ weight(300, 37) + weight(37, seed=6)) + skip)
+    inputs = {"x": tensor(3, 300), "skip": tensor(3, 37, seed=3)}
+    assert run_all(net, VectorGemm(InterpretedDevice()), inputs, "fp16") == 1
+
+
+def squeeze(keepdims=1):
+    net = vt.Network()
+    x = net.input("x", (2, 40, 9, 8))
+    y = net.conv(x, weight(40, 40, 1, 1))
+    pooled = net.reduce_mean(y, np.array([2, 3], dtype=np.int64), keepdims=keepdims)
+    if keepdims:
+        pooled = y * net.sigmoid(net.conv(net.relu(net.conv(pooled, weight(10, 40, 1, 1))), weight(40, 10, 1, 1)))
+    net.output("y", pooled)
+    return net
+
+
+@pytest.mark.parametrize("keepdims", [0, 1])
+def test_means_over_images(keepdims):
+    device = InterpretedDevice()
+    assert run_all(squeeze(keepdims), ImageMean(device), {"x": tensor(2, 40, 9, 8)}, "fp16") == 1
+    assert device.launched == ["mean"] * 2
+
+
+def test_squeeze_and_excitation_layers_as_vector_products():
+    assert run_all(squeeze(), VectorConv(InterpretedDevice()), {"x": tensor(2, 40, 9, 8)}, "fp16") == 2
+
+
+@pytest.mark.parametrize("op,attrs", [
+    ("max_pool", dict(kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])),
+    ("max_pool", dict(kernel_shape=[2, 3], dilations=[2, 1])),
+    ("average_pool", dict(kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])),
+    ("average_pool", dict(kernel_shape=[2, 2], pads=[1, 0, 0, 1], count_include_pad=1)),
+])
+def test_window_pooling(op, attrs):
+    net = vt.Network()
+    x = net.input("x", (2, 40, 9, 8))
+    y = net.conv(x, weight(40, 40, 1, 1))
+    net.output("y", net.conv(getattr(net, op)(y, **attrs), weight(8, 40, 1, 1)))
+    device = InterpretedDevice()
+    assert run_all(net, WindowPool(device), {"x": tensor(2, 40, 9, 8)}, "fp16") == 1
+    assert device.launched

@@ -9,8 +9,9 @@ from venturi.backends.cuda.device import KernelDevice
 from venturi.backends.cuda.placement import OnDevice
 from venturi.backends.cuda.tactics.attention import TritonAttention
 from venturi.backends.cuda.tactics.clusters import TritonPointwise, TritonRows
-from venturi.backends.cuda.tactics.conv import DepthwiseConv, ImplicitGemmConv, ProductConv
-from venturi.backends.cuda.tactics.gemm import PointerGemm, TmaGemm
+from venturi.backends.cuda.tactics.conv import DepthwiseConv, ImplicitGemmConv, ProductConv, VectorConv
+from venturi.backends.cuda.tactics.gemm import PointerGemm, TmaGemm, VectorGemm
+from venturi.backends.cuda.tactics.pool import ImageMean, WindowPool
 from venturi.backends.cuda.tactics.reference import DeviceReference
 from venturi.backends.sdpa import SdpaAttention
 
@@ -22,8 +23,12 @@ def cuda_backend(device: KernelDevice, place: torch.device) -> Backend:
         ProductConv(device),
         ImplicitGemmConv(device),
         DepthwiseConv(device),
+        VectorConv(device),
+        WindowPool(device),
+        ImageMean(device),
         TmaGemm(device),
         PointerGemm(device),
+        VectorGemm(device),
         TritonAttention(device),
         SdpaAttention(reference),
         TritonPointwise(device),

@@ -141,3 +141,39 @@ def finish_lines(tile: TileBody, column: str, column_mask: str, stride: str) -> 
         *indent(store, 2),
         "        tl.store(locks + tile, 0)",
     ]
+
+
+def vector_source(
+    region: RegionView, tile: TileBody, dtype: DT, columns: int, depth: int, warps: int, arch: int
+) -> KernelSource:
+    """Few rows: a program multiplies one row by `columns` columns, `depth` elements a step, on the ordinary units."""
+    arguments = ["a", "b", "c", *tile.arguments, "M", "N", "K"]
+    out_type = tile.output.dtype
+    lines = [
+        "m = tl.program_id(1) + tl.arange(0, 1)",
+        "n = tl.program_id(0) * BN + tl.arange(0, BN)",
+        "row_a = a + tl.program_id(1).to(tl.int64) * K",
+        "row_b = b + n.to(tl.int64)[:, None] * K",
+        "sums = tl.zeros((BN, BK), tl.float32)",
+        "for k in range(0, K, BK):",
+        "    kk = k + tl.arange(0, BK)",
+        "    x = tl.load(row_a + kk, mask=kk < K, other=0.0).to(tl.float32)",
+        "    w = tl.load(row_b + kk[None, :], mask=(n < N)[:, None] & (kk < K)[None, :], other=0.0).to(tl.float32)",
+        "    sums += w * x[None, :]",
+        "acc = tl.sum(sums, 1)[None, :]",
+        "mask = (n < N)[None, :]",
+        "at = m.to(tl.int64)[:, None] * N + n[None, :]",
+        *tile.load_columns("n", "n < N"),
+        *(f"t{i} = tl.load(tile{i} + at, mask=mask, other=0.0).to(tl.float32)" for i in range(len(tile.tiles))),
+        *tile.lines,
+        f"tl.store(c + at, {rounded('result', out_type)}, mask=mask)",
+    ]
+    text = module(region, "gemv", [*arguments, *constexprs("BN", "BK")], lines, arch)
+    signature = [
+        ("a", pointer_type(dtype)), ("b", pointer_type(dtype)), ("c", pointer_type(out_type)),
+        *zip(tile.arguments, (pointer_type(v.dtype) for v in tile.values)),
+        ("M", "i32"), ("N", "i32"), ("K", "i32"), ("BN", "constexpr"), ("BK", "constexpr"),
+    ]  # fmt: skip
+    constants = (("BN", columns), ("BK", depth))
+    divisible = ("a", "b", "c", *tile.arguments)
+    return KernelSource("gemv", text, tuple(signature), constants, divisible, warps, 1, arch)

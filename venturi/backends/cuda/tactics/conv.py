@@ -11,12 +11,19 @@ import torch
 
 from venturi.backends.base import Config, Kernel, RegionView
 from venturi.backends.cuda.codegen.conv import ConvGeometry, depthwise_source, implicit_source
-from venturi.backends.cuda.codegen.gemm import GemmConfig, tma_source
+from venturi.backends.cuda.codegen.gemm import GemmConfig, tma_source, vector_source
 from venturi.backends.cuda.codegen.tile import TileBody, read_tile
 from venturi.backends.cuda.device import KernelDevice
 from venturi.backends.cuda.kernel import KernelSource
 from venturi.backends.cuda.tactics.candidates import product_candidates
-from venturi.backends.cuda.tactics.gemm import HALF, MAX_CANDIDATES, TileOperands, split_buffers, tma_configs
+from venturi.backends.cuda.tactics.gemm import (
+    HALF,
+    MAX_CANDIDATES,
+    TileOperands,
+    split_buffers,
+    tma_configs,
+    vector_configs,
+)
 from venturi.backends.cuda.tactics.reference import DeviceReference
 from venturi.ir.build import static_shape
 from venturi.ir.dtypes import DT
@@ -197,6 +204,41 @@ class ProductConv:
                 (min(count, programs),),
                 [flat[0], weight, *flat[1:], *frame.operands.columns, rows, g.outputs, g.channels],
             )
+
+        return frame.kernel(launch)
+
+
+class VectorConv:
+    """1x1 on few pixels: squeeze-and-excitation layers and classifiers."""
+
+    name = "triton-conv-gemv"
+
+    def __init__(self, device: KernelDevice) -> None:
+        self._device = device
+
+    def match(self, region: RegionView) -> list[Config] | str:
+        conv = read_convolution(region)
+        if isinstance(conv, str):
+            return conv
+        g = conv.geometry
+        return vector_configs(conv.rows, g.outputs, g.channels) if g.is_product else "not 1x1 with unit strides"
+
+    def sources(self, region: RegionView, config: Config) -> list[KernelSource]:
+        conv = read_convolution(region)
+        assert isinstance(conv, Convolution)
+        size = (config["columns"], config["depth"], config["warps"])
+        return [vector_source(region, conv.tile, conv.dtype, *size, self._device.arch)]
+
+    def bind(self, region: RegionView, config: Config) -> Kernel:
+        conv = read_convolution(region)
+        assert isinstance(conv, Convolution)
+        g, frame, columns = conv.geometry, _Frame(region, conv), config["columns"]
+        kernel, weight = self._device.kernel(self.sources(region, config)[0]), conv.packed(region)
+
+        def launch(x: T, out: T, tiles: list[T], sizes: list[int]) -> None:
+            rows = sizes[0] * sizes[1] * sizes[2]
+            grid = (-(-g.outputs // columns), rows)
+            kernel.launch(grid, [x, weight, out, *frame.operands.columns, *tiles, rows, g.outputs, g.channels])
 
         return frame.kernel(launch)
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import torch
 
 from venturi.backends.base import Config, Kernel, RegionView
-from venturi.backends.cuda.codegen.gemm import GemmConfig, pointer_source, tma_source
+from venturi.backends.cuda.codegen.gemm import GemmConfig, pointer_source, tma_source, vector_source
 from venturi.backends.cuda.codegen.tile import TileBody, read_tile
 from venturi.backends.cuda.device import KernelDevice
 from venturi.backends.cuda.kernel import KernelSource
@@ -201,6 +201,61 @@ class PointerGemm:
                 (count, c.split),
                 [aligned(x), weight, out, *operands.columns, *tiles, work, locks, rows, made.n, made.k],
             )
+            return out
+
+        return Kernel(run)
+
+
+VECTOR_ROWS = 64
+VECTOR_CONFIGS = (
+    (4, 512, 4), (8, 256, 4), (2, 1024, 4), (4, 256, 2), (1, 1024, 2), (16, 128, 4), (16, 64, 2), (8, 64, 1),
+)  # fmt: skip
+
+
+def vector_configs(rows: int | None, n: int, k: int) -> list[Config] | str:
+    """Candidates of the few-rows kernel, or why it is not worth timing."""
+    if rows is None or rows > VECTOR_ROWS:
+        return f"{rows or 'any number of'} rows, more than {VECTOR_ROWS}"
+    fits = [c for c in VECTOR_CONFIGS if c[1] < 2 * k or c[1] == 64]
+    return [{"columns": c, "depth": d, "warps": w} for c, d, w in fits]
+
+
+class VectorGemm:
+    """Few rows: reads the weights once a row at memory speed."""
+
+    name = "triton-gemv"
+
+    def __init__(self, device: KernelDevice) -> None:
+        self._device = device
+
+    def match(self, region: RegionView) -> list[Config] | str:
+        made = read_product(region)
+        return made if isinstance(made, str) else vector_configs(made.rows, made.n, made.k)
+
+    def sources(self, region: RegionView, config: Config) -> list[KernelSource]:
+        made = read_product(region)
+        assert isinstance(made, Product)
+        size = (config["columns"], config["depth"], config["warps"])
+        return [vector_source(region, made.tile, made.dtype, *size, self._device.arch)]
+
+    def bind(self, region: RegionView, config: Config) -> Kernel:
+        made = read_product(region)
+        assert isinstance(made, Product)
+        kernel = self._device.kernel(self.sources(region, config)[0])
+        weight, operands, columns = made.packed(region), TileOperands(region, made.tile), config["columns"]
+        out_dtype = STORAGE[made.tile.output.dtype]  # type: ignore[index]
+        first = region.position(region.anchor.inputs[0])
+        fallback = DeviceReference().bind(region, {}).run
+
+        def run(*args: Any) -> Any:
+            x: T = args[first]  # type: ignore[index]
+            rows = x.numel() // made.k
+            if not 0 < rows < 65536:
+                return fallback(*args)
+            out = torch.empty((*x.shape[:-1], made.n), dtype=out_dtype, device=x.device)
+            tiles = [aligned(t) for t in operands.tiles(args)]
+            grid = (-(-made.n // columns), rows)
+            kernel.launch(grid, [aligned(x), weight, out, *operands.columns, *tiles, rows, made.n, made.k])
             return out
 
         return Kernel(run)
