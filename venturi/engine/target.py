@@ -91,7 +91,7 @@ class CudaTarget:
         self.backend = cuda_backend(self._gpu, self.device)
 
     def describe(self) -> str:
-        from venturi.backends.cuda.libraries import library_versions
+        from venturi.backends.cuda.lib.versions import library_versions
 
         return f"{self._gpu.name} sm_{self._gpu.arch} {library_versions()}"
 

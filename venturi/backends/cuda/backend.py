@@ -10,6 +10,7 @@ from venturi.backends.cuda.placement import OnDevice
 from venturi.backends.cuda.tactics.attention import TritonAttention
 from venturi.backends.cuda.tactics.clusters import TritonPointwise, TritonRows
 from venturi.backends.cuda.tactics.conv import DepthwiseConv, ImplicitGemmConv, ProductConv, VectorConv
+from venturi.backends.cuda.tactics.cudnn import CudnnConv
 from venturi.backends.cuda.tactics.gemm import PointerGemm, TmaGemm, VectorGemm
 from venturi.backends.cuda.tactics.pool import ImageMean, WindowPool
 from venturi.backends.cuda.tactics.reference import DeviceReference
@@ -22,6 +23,7 @@ def cuda_backend(device: KernelDevice, place: torch.device) -> Backend:
     tactics: tuple[Tactic, ...] = (
         ProductConv(device),
         ImplicitGemmConv(device),
+        CudnnConv(),
         DepthwiseConv(device),
         VectorConv(device),
         WindowPool(device),

@@ -1,0 +1,87 @@
+"""Convolutions as cuDNN plans with bias, residual and activation fused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from venturi.backends.base import Config, Kernel, RegionView
+from venturi.backends.cuda.lib import cudnn
+from venturi.backends.cuda.lib.cudnn import ConvPlan, ConvProblem
+from venturi.backends.cuda.tactics.conv import NHWC, Convolution, nhwc, read_convolution
+from venturi.backends.cuda.tactics.reference import DeviceReference
+from venturi.ir.build import static_shape
+from venturi.ops.tensors import STORAGE
+
+T = torch.Tensor
+MAX_PLANS = 10
+_ACTIVATIONS = ("Relu", "Sigmoid", "Tanh", "Swish", "Gelu")
+
+
+class CudnnConv:
+    """Every plan cuDNN offers for the problem is a candidate, up to a limit; the choice is frozen by index and name."""
+
+    name = "cudnn-conv"
+
+    def match(self, region: RegionView) -> list[Config] | str:
+        if cudnn.frontend() is None:
+            return "nvidia-cudnn-frontend is not installed"
+        problem = self._problem(region)
+        return problem if isinstance(problem, str) else [{"plan": i} for i in range(MAX_PLANS)]
+
+    def _problem(self, region: RegionView) -> ConvProblem | str:
+        conv = read_convolution(region)
+        if isinstance(conv, str):
+            return conv
+        g, node = conv.geometry, region.anchor
+        image, weight, output = (static_shape(v) for v in (*node.inputs[:2], node.outputs[0]))
+        if image is None or output is None or weight is None or 0 in image:
+            return "cuDNN plans need fixed shapes"
+        if g.pads[:2] != g.pads[2:]:
+            return "pads differ from side to side"
+        if g.channels % 8 or g.outputs % 8 or weight[1] % 8:
+            return f"{g.channels} to {g.outputs} channels in {g.groups} groups: multiples of 8 are needed"
+        if conv.tile.output.dtype != conv.dtype:
+            return "another output type"
+        steps = self._steps(region, conv)
+        if isinstance(steps, str):
+            return steps
+        return ConvProblem(
+            tuple(image), tuple(weight), tuple(output), g.pads[:2], g.strides, g.dilations, STORAGE[conv.dtype], steps
+        )
+
+    @staticmethod
+    def _steps(region: RegionView, conv: Convolution) -> tuple[tuple[str, float | None], ...] | str:
+        has_bias = len(region.anchor.inputs) > 2 and region.anchor.inputs[2] is not None
+        if len(conv.tile.columns) > int(has_bias):
+            return "a constant a channel after the bias"
+        steps: list[tuple[str, float | None]] = [("bias", None)] if has_bias else []
+        for node in region.nodes[1:]:
+            attrs = region.attrs(node)
+            if node.op_type == "Add" and any(v is t for t in conv.tile.tiles for v in node.inputs):
+                steps.append(("add", None))
+            elif node.op_type not in _ACTIVATIONS or attrs.get("approximate", "none") != "none":
+                return f"no cuDNN operation for {node.op_type}"
+            else:
+                steps.append((node.op_type, attrs.get("alpha", 1.0) if node.op_type == "Swish" else None))
+        return tuple(steps)
+
+    def bind(self, region: RegionView, config: Config) -> Kernel:
+        conv, problem = read_convolution(region), self._problem(region)
+        assert isinstance(conv, Convolution)
+        assert isinstance(problem, ConvProblem)
+        plan, fallback = ConvPlan(problem, config["plan"]), DeviceReference().bind(region, {}).run
+        weight = region.constant(conv.weight).contiguous(memory_format=NHWC)
+        columns = [region.constant(v).reshape(-1).contiguous() for v in conv.tile.columns]
+        positions = [region.position(v) or 0 for v in conv.tile.tiles]
+
+        def run(*args: Any) -> Any:
+            x: T = args[conv.first]
+            if tuple(x.shape) != problem.image:
+                return fallback(*args)
+            out = torch.empty(problem.output, dtype=x.dtype, device=x.device, memory_format=NHWC)
+            plan.run(nhwc(x), weight, out, [*columns, *(nhwc(args[p]) for p in positions)])
+            return out
+
+        return Kernel(run)
