@@ -55,7 +55,13 @@ def host_us(fn, calls: int = 200) -> float:
 def one(name: str, batch: int, level: int, peer: bool, out: Path | None) -> dict[str, object]:
     model, x = make(name), example(name, batch)
     start = time.perf_counter()
-    engine = vt.build(model.half(), x, device="cuda", opt_level=level)
+    stages: dict[str, float] = {}
+
+    def watch(event) -> bool:
+        stages[event.stage] = time.perf_counter() - start
+        return True
+
+    engine = vt.build(model.half(), x, device="cuda", opt_level=level, progress=watch)
     build_s = time.perf_counter() - start
     on_gpu = x.cuda()
     got = engine(on_gpu).float()
@@ -64,7 +70,7 @@ def one(name: str, batch: int, level: int, peer: bool, out: Path | None) -> dict
     with torch.inference_mode():
         want = wide(on_gpu.float() if on_gpu.is_floating_point() else on_gpu).float()
         row: dict[str, object] = {
-            "model": name, "batch": batch, "build_s": round(build_s, 1), "steps": len(engine.plan.steps),
+            "model": name, "batch": batch, "build_s": round(build_s, 1), "steps": len(engine.plan.steps), "stages_s": {k: round(v, 1) for k, v in stages.items()},
             "error": float(((got - want).norm() / want.norm()).item()),
         }  # fmt: skip
         ms, spread = median_ms(lambda: engine(on_gpu))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -130,10 +131,14 @@ class Tactic(Protocol):
 
 @dataclass(frozen=True)
 class Backend:
-    """A device's ordered tactics: preferred first, the reference last."""
+    """A device's ordered tactics: preferred first, the reference last.
+
+    Inside `exact()` the reference computes by the plainest algorithms: what candidates are verified against.
+    """
 
     name: str
     tactics: tuple[Tactic, ...]
+    exact: Callable[[], AbstractContextManager[object]] = nullcontext
     _by_name: dict[str, Tactic] = field(default_factory=dict)
 
     def tactic(self, name: str) -> Tactic | None:

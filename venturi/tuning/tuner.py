@@ -115,9 +115,10 @@ class Tuner:
         problem: str,
     ) -> Choice:
         reference_kernel = candidates[-1][0].bind(region, candidates[-1][1])
-        want = reference_kernel.run(*args)
         poisoned = [_poison(a) for a in args]
-        want_poisoned = reference_kernel.run(*poisoned)
+        with self.backend.exact():
+            want = reference_kernel.run(*args)
+            want_poisoned = reference_kernel.run(*poisoned)
         ulps = region_ulps(region)
         measured: list[tuple[Measurement, Kernel]] = []
         out_of_time = False

@@ -10,7 +10,7 @@ import venturi as vt
 from tests.backends.cuda.interpreted import InterpretedDevice
 from tests.backends.cuda.test_clusters import run_all, tensor
 from venturi.backends.cuda.tactics.conv import DepthwiseConv, ImplicitGemmConv, ProductConv, VectorConv
-from venturi.backends.cuda.tactics.gemm import PointerGemm, TmaGemm, VectorGemm
+from venturi.backends.cuda.tactics.gemm import PointerGemm, TmaGemm, TmaSplitGemm, VectorGemm
 from venturi.backends.cuda.tactics.pool import ImageMean, WindowPool
 
 
@@ -19,7 +19,7 @@ def weight(*shape, seed=5):
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-@pytest.mark.parametrize("tactic", [TmaGemm, PointerGemm])
+@pytest.mark.parametrize("tactic", [TmaGemm, TmaSplitGemm, PointerGemm])
 @pytest.mark.parametrize("m,n,k", [(17, 24, 40), (64, 64, 64), (33, 128, 200)])
 def test_products_with_bias_residual_and_activation(tactic, m, n, k, precision):
     net = vt.Network()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from venturi.backends.base import Backend, Tactic
@@ -11,10 +14,22 @@ from venturi.backends.cuda.tactics.attention import TritonAttention
 from venturi.backends.cuda.tactics.clusters import TritonPointwise, TritonRows
 from venturi.backends.cuda.tactics.conv import DepthwiseConv, ImplicitGemmConv, ProductConv, VectorConv
 from venturi.backends.cuda.tactics.cudnn import CudnnConv
-from venturi.backends.cuda.tactics.gemm import PointerGemm, TmaGemm, VectorGemm
+from venturi.backends.cuda.tactics.gemm import PointerGemm, TmaGemm, TmaSplitGemm, VectorGemm
 from venturi.backends.cuda.tactics.pool import ImageMean, WindowPool
 from venturi.backends.cuda.tactics.reference import DeviceReference
 from venturi.backends.sdpa import SdpaAttention
+
+
+@contextmanager
+def exact() -> Iterator[None]:
+    """No tf32, and no cuDNN: its transforms let a NaN reach more outputs than a convolution's definition does."""
+    matmul, before = torch.backends.cuda.matmul, torch.backends.cuda.matmul.allow_tf32
+    matmul.allow_tf32 = False
+    try:
+        with torch.backends.cudnn.flags(enabled=False):
+            yield
+    finally:
+        matmul.allow_tf32 = before
 
 
 def cuda_backend(device: KernelDevice, place: torch.device) -> Backend:
@@ -23,12 +38,13 @@ def cuda_backend(device: KernelDevice, place: torch.device) -> Backend:
     tactics: tuple[Tactic, ...] = (
         ProductConv(device),
         ImplicitGemmConv(device),
-        CudnnConv(),
+        CudnnConv(device),
         DepthwiseConv(device),
         VectorConv(device),
         WindowPool(device),
         ImageMean(device),
         TmaGemm(device),
+        TmaSplitGemm(device),
         PointerGemm(device),
         VectorGemm(device),
         TritonAttention(device),
@@ -36,4 +52,4 @@ def cuda_backend(device: KernelDevice, place: torch.device) -> Backend:
         TritonPointwise(device),
         TritonRows(device),
     )
-    return Backend("cuda", (*(OnDevice(t, place) for t in tactics), reference))
+    return Backend("cuda", (*(OnDevice(t, place) for t in tactics), reference), exact)

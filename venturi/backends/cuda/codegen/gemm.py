@@ -102,7 +102,8 @@ def pointer_source(
         "at = m.to(tl.int64)[:, None] * N + n[None, :]",
         *finish_lines(tile, "n", "n < N", "M * N"),
     ]
-    text = module(region, "gemm", [*arguments, *constexprs("BM", "BN", "BK", "SPLIT")], lines, arch)
+    first = prefetch_lines("b", "K", c)
+    text = module(region, "gemm", [*arguments, *constexprs("BM", "BN", "BK", "SPLIT")], lines, arch, first)
     signature = [
         ("a", pointer_type(dtype)), ("b", pointer_type(dtype)), ("c", pointer_type(out_type)),
         *zip(tile.arguments, (pointer_type(v.dtype) for v in tile.values)),
@@ -177,3 +178,47 @@ def vector_source(
     constants = (("BN", columns), ("BK", depth))
     divisible = ("a", "b", "c", *tile.arguments)
     return KernelSource("gemv", text, tuple(signature), constants, divisible, warps, 1, arch)
+
+
+def tma_split_source(region: RegionView, tile: TileBody, dtype: DT, c: GemmConfig, arch: int) -> KernelSource:
+    """Operands through TMA, K shared by `split` programs a tile; for products with few tiles."""
+    arguments = ["a", "b", "c", *tile.arguments, "weights", "work", "locks", "M", "N", "K"]
+    out_type = tile.output.dtype
+    lines = [
+        "tiles_m = tl.cdiv(M, BM)",
+        "tiles_n = tl.cdiv(N, BN)",
+        "tile = tl.program_id(0)",
+        *GROUPED_TILE,
+        "m = pm * BM + tl.arange(0, BM)",
+        "n = pn * BN + tl.arange(0, BN)",
+        "steps = tl.cdiv(tl.cdiv(K, BK), SPLIT)",
+        "begin = tl.program_id(1) * steps",
+        "acc = tl.zeros((BM, BN), tl.float32)",
+        "for k in range(begin, tl.minimum(begin + steps, tl.cdiv(K, BK))):",
+        "    acc = tl.dot(a.load([pm * BM, k * BK]), b.load([pn * BN, k * BK]).T, acc)",
+        "mask = (m < M)[:, None] & (n < N)[None, :]",
+        "at = m.to(tl.int64)[:, None] * N + n[None, :]",
+        *finish_lines(tile, "n", "n < N", "M * N"),
+    ]
+    first = prefetch_lines("weights", "K", c)
+    text = module(region, "gemm_tma_split", [*arguments, *constexprs("BM", "BN", "BK", "SPLIT")], lines, arch, first)
+    kind = TRITON_TYPES[dtype]
+    signature = [
+        ("a", f"tensordesc<{kind}[{c.bm},{c.bk}]>"), ("b", f"tensordesc<{kind}[{c.bn},{c.bk}]>"),
+        ("c", pointer_type(out_type)),
+        *zip(tile.arguments, (pointer_type(v.dtype) for v in tile.values)),
+        ("weights", pointer_type(dtype)), ("work", "*fp32"), ("locks", "*i32"),
+        ("M", "i32"), ("N", "i32"), ("K", "i32"),
+        ("BM", "constexpr"), ("BN", "constexpr"), ("BK", "constexpr"), ("SPLIT", "constexpr"),
+    ]  # fmt: skip
+    constants = (("BM", c.bm), ("BN", c.bn), ("BK", c.bk), ("SPLIT", c.split))
+    divisible = ("c", *tile.arguments, "weights", "work", "locks")
+    return KernelSource("gemm_tma_split", text, tuple(signature), constants, divisible, c.warps, c.stages, arch)
+
+
+def prefetch_lines(weights: str, depth: str, c: GemmConfig) -> list[str]:
+    """Before waiting for the kernel in front: bring this program's share of the weights [N, depth] into L2."""
+    return [
+        f"_prefetch({weights}, N * {depth} // 64, tl.program_id(0) + tl.num_programs(0) * tl.program_id(1), "
+        f"tl.num_programs(0) * SPLIT, {32 * c.warps})"
+    ]

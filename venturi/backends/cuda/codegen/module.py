@@ -10,8 +10,6 @@ from venturi.ir.dtypes import DT
 
 HEADER = "import triton\nimport triton.language as tl\n"
 OVERLAP_HEADER = "from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait\n"
-# Programmatic dependent launch: let the next kernel start its prologue, then wait for the results of the one before.
-OVERLAP = ["gdc_launch_dependents()", "gdc_wait()"]
 OVERLAP_ARCH = 90
 PRELUDE = '''
 @triton.jit
@@ -42,16 +40,45 @@ def _softplus(x):
 '''
 
 
-def module(region: RegionView, name: str, arguments: Sequence[str], lines: Sequence[str], arch: int) -> str:
-    """Text of a module that defines the jit function `name` with `lines` as its body."""
+# One 128-byte line a thread; a program takes its share of `lines` lines of 64 halves.
+PREFETCH = '''
+@triton.jit
+def _prefetch(weights, lines, program, programs, THREADS: tl.constexpr):
+    share = tl.cdiv(lines, programs)
+    begin = program * share
+    end = tl.minimum(begin + share, lines)
+    for i in range(begin, end, THREADS):
+        line = tl.minimum(i + tl.arange(0, THREADS), end - 1)
+        address = (weights + line.to(tl.int64) * 64).to(tl.int64)
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [address], dtype=tl.int32, is_pure=False, pack=1
+        )
+
+'''
+
+
+def module(
+    region: RegionView,
+    name: str,
+    arguments: Sequence[str],
+    lines: Sequence[str],
+    arch: int,
+    before: Sequence[str] = (),
+) -> str:
+    """Text of a module that defines the jit function `name` with `lines` as its body.
+
+    Where the architecture has programmatic dependent launch, the next kernel may start at once and this one waits for
+    the results of the one in front; `before` is what it does while it waits.
+    """
     overlap = arch >= OVERLAP_ARCH
+    start = ["gdc_launch_dependents()", *before, "gdc_wait()"] if overlap else []
     head = [
         described(region),
-        HEADER + (OVERLAP_HEADER if overlap else "") + PRELUDE,
+        HEADER + (OVERLAP_HEADER if overlap else "") + PRELUDE + (PREFETCH if overlap and before else ""),
         "@triton.jit",
         f"def {name}({', '.join(arguments)}):",
     ]
-    return "\n".join([*head, *indent(OVERLAP if overlap else []), *indent(lines), ""])
+    return "\n".join([*head, *indent(start), *indent(lines), ""])
 
 
 def described(region: RegionView) -> str:

@@ -8,10 +8,12 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
+import torch.nn.functional as F
 
 from venturi.backends.base import Config, Kernel, RegionView
 from venturi.backends.cuda.codegen.conv import ConvGeometry, depthwise_source, implicit_source
 from venturi.backends.cuda.codegen.gemm import GemmConfig, tma_source, vector_source
+from venturi.backends.cuda.codegen.pack import PIXELS, WIDTH, pack_source
 from venturi.backends.cuda.codegen.tile import TileBody, read_tile
 from venturi.backends.cuda.device import KernelDevice
 from venturi.backends.cuda.kernel import KernelSource
@@ -43,10 +45,23 @@ class Convolution:
     tile: TileBody
     rows: int | None
     first: int
+    given_channels: int
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether the image is copied into 8 channels first; `geometry` then speaks of those."""
+        return self.given_channels != self.geometry.channels
+
+    def weights(self, region: RegionView) -> T:
+        """NHWC [outputs, channels / groups, R, S] with zeros in padded channels."""
+        stored: T = region.constant(self.weight)
+        if self.is_padded:
+            stored = F.pad(stored, [0, 0, 0, 0, 0, self.geometry.channels - self.given_channels])
+        return stored.contiguous(memory_format=NHWC)
 
     def packed(self, region: RegionView) -> T:
         """[outputs, R * S * channels], taps slowest."""
-        stored: T = region.constant(self.weight)
+        stored = self.weights(region)
         return stored.permute(0, 2, 3, 1).reshape(stored.shape[0], -1).contiguous()
 
 
@@ -70,8 +85,10 @@ def read_convolution(region: RegionView) -> Convolution | str:
         return "negative pads"
     groups = int(attrs.get("group", 1))
     strides, dilations = attrs.get("strides") or [1, 1], attrs.get("dilations") or [1, 1]
+    channels = shape[1] * groups
+    padded = WIDTH if groups == 1 and channels < WIDTH else channels
     geometry = ConvGeometry(
-        shape[1] * groups, shape[0], (shape[2], shape[3]), tuple(strides), tuple(pads), tuple(dilations), groups
+        padded, shape[0], (shape[2], shape[3]), tuple(strides), tuple(pads), tuple(dilations), groups
     )
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if bias is not None and not region.is_constant(bias):
@@ -81,7 +98,7 @@ def read_convolution(region: RegionView) -> Convolution | str:
         return tile
     size = static_shape(node.outputs[0])
     rows = None if size is None else size[0] * size[2] * size[3]
-    return Convolution(geometry, weight, weight.dtype, tile, rows, region.position(x) or 0)
+    return Convolution(geometry, weight, weight.dtype, tile, rows, region.position(x) or 0, channels)
 
 
 def nhwc(x: T) -> T:
@@ -92,14 +109,27 @@ def nhwc(x: T) -> T:
     return x.permute(0, 2, 3, 1).contiguous().clone().permute(0, 3, 1, 2)
 
 
-class _Frame:
+class ConvFrame:
     """What all convolution kernels share at run time: output, residuals, the fallback for empty inputs."""
 
-    def __init__(self, region: RegionView, conv: Convolution) -> None:
+    def __init__(self, region: RegionView, conv: Convolution, device: KernelDevice) -> None:
         self.conv = conv
         self.operands = TileOperands(region, conv.tile)
         self.fallback = DeviceReference().bind(region, {}).run
         self._dtype = STORAGE[conv.tile.output.dtype]  # type: ignore[index]
+        self._pack = None
+        if conv.is_padded:
+            self._pack = device.kernel(pack_source(region, conv.dtype, conv.given_channels, device.arch))
+
+    def image(self, x: T) -> T:
+        """The input as kernels read it: NHWC, few channels padded to 8."""
+        if self._pack is None:
+            return nhwc(x)
+        images, _, height, width = x.shape
+        out = torch.empty((images, WIDTH, height, width), dtype=x.dtype, device=x.device, memory_format=NHWC)
+        grid = (-(-images * height * width // PIXELS),)
+        self._pack.launch(grid, [x, out, images, height, width, *x.stride()])
+        return out
 
     def kernel(self, launch: Callable[[T, T, list[T], list[int]], None]) -> Kernel:
         """`launch(x, out, tiles, [images, H, W, P, Q])` on NHWC tensors."""
@@ -107,14 +137,14 @@ class _Frame:
 
         def run(*args: Any) -> Any:
             x: T = args[self.conv.first]
-            if not x.numel() or x.shape[1] != g.channels:
+            if not x.numel() or x.shape[1] != self.conv.given_channels:
                 return self.fallback(*args)
             images, _, height, width = x.shape
             p, q = g.output_size(height, width)
             if p <= 0 or q <= 0 or height * width * g.channels >= 2**31 or images * p * q >= 2**31:
                 return self.fallback(*args)
             out = torch.empty((images, g.outputs, p, q), dtype=self._dtype, device=x.device, memory_format=NHWC)
-            launch(nhwc(x), out, [nhwc(t) for t in self.operands.tiles(args)], [images, height, width, p, q])
+            launch(self.image(x), out, [nhwc(t) for t in self.operands.tiles(args)], [images, height, width, p, q])
             return out
 
         return Kernel(run)
@@ -142,12 +172,14 @@ class ImplicitGemmConv:
     def sources(self, region: RegionView, config: Config) -> list[KernelSource]:
         conv = read_convolution(region)
         assert isinstance(conv, Convolution)
-        return [implicit_source(region, conv.tile, conv.geometry, conv.dtype, GemmConfig(**config), self._device.arch)]
+        arch = self._device.arch
+        extra = [pack_source(region, conv.dtype, conv.given_channels, arch)] if conv.is_padded else []
+        return [implicit_source(region, conv.tile, conv.geometry, conv.dtype, GemmConfig(**config), arch), *extra]
 
     def bind(self, region: RegionView, config: Config) -> Kernel:
         conv = read_convolution(region)
         assert isinstance(conv, Convolution)
-        g, c, frame = conv.geometry, GemmConfig(**config), _Frame(region, conv)
+        g, c, frame = conv.geometry, GemmConfig(**config), ConvFrame(region, conv, self._device)
         kernel = self._device.kernel(implicit_source(region, conv.tile, g, conv.dtype, c, self._device.arch))
         weight = conv.packed(region)
 
@@ -192,7 +224,7 @@ class ProductConv:
     def bind(self, region: RegionView, config: Config) -> Kernel:
         conv = read_convolution(region)
         assert isinstance(conv, Convolution)
-        g, c, frame = conv.geometry, GemmConfig(**config), _Frame(region, conv)
+        g, c, frame = conv.geometry, GemmConfig(**config), ConvFrame(region, conv, self._device)
         kernel = self._device.kernel(tma_source(region, conv.tile, conv.dtype, c, self._device.arch))
         weight, programs = conv.packed(region), self._device.num_sms * c.waves
 
@@ -232,7 +264,7 @@ class VectorConv:
     def bind(self, region: RegionView, config: Config) -> Kernel:
         conv = read_convolution(region)
         assert isinstance(conv, Convolution)
-        g, frame, columns = conv.geometry, _Frame(region, conv), config["columns"]
+        g, frame, columns = conv.geometry, ConvFrame(region, conv, self._device), config["columns"]
         kernel, weight = self._device.kernel(self.sources(region, config)[0]), conv.packed(region)
 
         def launch(x: T, out: T, tiles: list[T], sizes: list[int]) -> None:
@@ -275,7 +307,7 @@ class DepthwiseConv:
     def bind(self, region: RegionView, config: Config) -> Kernel:
         conv = read_convolution(region)
         assert isinstance(conv, Convolution)
-        g, frame = conv.geometry, _Frame(region, conv)
+        g, frame = conv.geometry, ConvFrame(region, conv, self._device)
         kernel = self._device.kernel(self.sources(region, config)[0])
         stored: T = region.constant(conv.weight)
         weight = stored.reshape(g.channels, -1).T.contiguous()

@@ -7,9 +7,12 @@ from typing import Any
 import torch
 
 from venturi.backends.base import Config, Kernel, RegionView
+from venturi.backends.cuda.codegen.pack import pack_source
+from venturi.backends.cuda.device import KernelDevice
+from venturi.backends.cuda.kernel import KernelSource
 from venturi.backends.cuda.lib import cudnn
 from venturi.backends.cuda.lib.cudnn import ConvPlan, ConvProblem
-from venturi.backends.cuda.tactics.conv import NHWC, Convolution, nhwc, read_convolution
+from venturi.backends.cuda.tactics.conv import NHWC, ConvFrame, Convolution, nhwc, read_convolution
 from venturi.backends.cuda.tactics.reference import DeviceReference
 from venturi.ir.build import static_shape
 from venturi.ops.tensors import STORAGE
@@ -23,6 +26,9 @@ class CudnnConv:
     """Every plan cuDNN offers for the problem is a candidate, up to a limit; the choice is frozen by index and name."""
 
     name = "cudnn-conv"
+
+    def __init__(self, device: KernelDevice) -> None:
+        self._device = device
 
     def match(self, region: RegionView) -> list[Config] | str:
         if cudnn.frontend() is None:
@@ -40,13 +46,14 @@ class CudnnConv:
             return "cuDNN plans need fixed shapes"
         if g.pads[:2] != g.pads[2:]:
             return "pads differ from side to side"
-        if g.channels % 8 or g.outputs % 8 or weight[1] % 8:
+        if g.channels % 8 or g.outputs % 8 or g.channels // g.groups % 8:
             return f"{g.channels} to {g.outputs} channels in {g.groups} groups: multiples of 8 are needed"
         if conv.tile.output.dtype != conv.dtype:
             return "another output type"
         steps = self._steps(region, conv)
         if isinstance(steps, str):
             return steps
+        image[1], weight[1] = g.channels, g.channels // g.groups
         return ConvProblem(
             tuple(image), tuple(weight), tuple(output), g.pads[:2], g.strides, g.dilations, STORAGE[conv.dtype], steps
         )
@@ -67,21 +74,27 @@ class CudnnConv:
                 steps.append((node.op_type, attrs.get("alpha", 1.0) if node.op_type == "Swish" else None))
         return tuple(steps)
 
+    def sources(self, region: RegionView, config: Config) -> list[KernelSource]:
+        conv = read_convolution(region)
+        assert isinstance(conv, Convolution)
+        return [pack_source(region, conv.dtype, conv.given_channels, self._device.arch)] if conv.is_padded else []
+
     def bind(self, region: RegionView, config: Config) -> Kernel:
         conv, problem = read_convolution(region), self._problem(region)
         assert isinstance(conv, Convolution)
         assert isinstance(problem, ConvProblem)
+        given = tuple(static_shape(region.anchor.inputs[0]) or ())
         plan, fallback = ConvPlan(problem, config["plan"]), DeviceReference().bind(region, {}).run
-        weight = region.constant(conv.weight).contiguous(memory_format=NHWC)
+        weight, frame = conv.weights(region), ConvFrame(region, conv, self._device)
         columns = [region.constant(v).reshape(-1).contiguous() for v in conv.tile.columns]
         positions = [region.position(v) or 0 for v in conv.tile.tiles]
 
         def run(*args: Any) -> Any:
             x: T = args[conv.first]
-            if tuple(x.shape) != problem.image:
+            if tuple(x.shape) != given:
                 return fallback(*args)
             out = torch.empty(problem.output, dtype=x.dtype, device=x.device, memory_format=NHWC)
-            plan.run(nhwc(x), weight, out, [*columns, *(nhwc(args[p]) for p in positions)])
+            plan.run(frame.image(x), weight, out, [*columns, *(nhwc(args[p]) for p in positions)])
             return out
 
         return Kernel(run)

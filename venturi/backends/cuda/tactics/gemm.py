@@ -10,7 +10,7 @@ import onnx_ir as ir
 import torch
 
 from venturi.backends.base import Config, Kernel, RegionView
-from venturi.backends.cuda.codegen.gemm import GemmConfig, pointer_source, tma_source, vector_source
+from venturi.backends.cuda.codegen.gemm import GemmConfig, pointer_source, tma_source, tma_split_source, vector_source
 from venturi.backends.cuda.codegen.tile import TileBody, read_tile
 from venturi.backends.cuda.device import KernelDevice
 from venturi.backends.cuda.kernel import KernelSource
@@ -146,6 +146,63 @@ def tma_configs(rows: int | None, n: int, k: int, num_sms: int) -> list[Config]:
     found = product_candidates(rows, n, k, num_sms, MAX_CANDIDATES, splits=False)
     doubled = [GemmConfig(**{**asdict(c), "waves": 2}) for c in found[:4] if c.bm * c.bn <= 128 * 128]
     return [asdict(c) for c in (*found, *doubled)]
+
+
+def tma_split_configs(rows: int | None, n: int, k: int, num_sms: int) -> list[Config]:
+    """Only where tiles are fewer than multiprocessors."""
+    found = product_candidates(rows, n, k, num_sms, MAX_CANDIDATES, splits=True)
+    return [asdict(c) for c in found if c.bm >= 64] if rows else []
+
+
+class TmaSplitGemm:
+    """Few tiles: TMA operands and K shared among programs."""
+
+    name = "triton-gemm-tma-split"
+
+    def __init__(self, device: KernelDevice) -> None:
+        self._device = device
+
+    def match(self, region: RegionView) -> list[Config] | str:
+        made = read_product(region)
+        if isinstance(made, str):
+            return made
+        if self._device.arch < 90:
+            return "no tensor memory accelerator"
+        if made.n % 8 or made.k % 8 or made.rows is None or made.rows < 16:
+            return f"N={made.n} and K={made.k} must be multiples of 8, rows ({made.rows}) known and at least 16"
+        return tma_split_configs(made.rows, made.n, made.k, self._device.num_sms)
+
+    def sources(self, region: RegionView, config: Config) -> list[KernelSource]:
+        made = read_product(region)
+        assert isinstance(made, Product)
+        return [tma_split_source(region, made.tile, made.dtype, GemmConfig(**config), self._device.arch)]
+
+    def bind(self, region: RegionView, config: Config) -> Kernel:
+        made = read_product(region)
+        assert isinstance(made, Product)
+        c, kernel = GemmConfig(**config), self._device.kernel(self.sources(region, config)[0])
+        weight, operands = made.packed(region), TileOperands(region, made.tile)
+        out_dtype = STORAGE[made.tile.output.dtype]  # type: ignore[index]
+        first = region.position(region.anchor.inputs[0])
+        fallback = DeviceReference().bind(region, {}).run
+
+        def run(*args: Any) -> Any:
+            x: T = args[first]  # type: ignore[index]
+            rows = x.numel() // made.k
+            if not rows:
+                return fallback(*args)
+            out = torch.empty((*x.shape[:-1], made.n), dtype=out_dtype, device=x.device)
+            count = -(-rows // c.bm) * -(-made.n // c.bn)
+            work, locks = split_buffers(out, c.split, rows * made.n, count)
+            tiles = [aligned(t) for t in operands.tiles(args)]
+            flat = aligned(x).view(rows, made.k)
+            kernel.launch(
+                (count, c.split),
+                [flat, weight, out, *operands.columns, *tiles, weight, work, locks, rows, made.n, made.k],
+            )
+            return out
+
+        return Kernel(run)
 
 
 def aligned(x: T) -> T:

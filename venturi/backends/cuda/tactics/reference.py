@@ -21,7 +21,7 @@ _HOST_OPERANDS = SHAPED_BY_VALUES | {"CumSum", "CumProd", "Trilu"}
 
 
 class DeviceReference:
-    """Runs on the host when every input is there (shape arithmetic), else on the device.
+    """Runs on the host when every input is there and the result is integers (shape arithmetic), else on the device.
 
     A reference that refuses device tensors (strings, numpy) runs on host copies: correct, slow, never captured.
     """
@@ -63,14 +63,15 @@ class _Placed:
             for v, c in zip(region.formal, self._constants)
         ]
         self._holes = [i for i, (v, c) in enumerate(zip(region.formal, self._constants)) if v is not None and c is None]
-        self._captures = bool(subgraphs(node))
+        data = any(v.dtype is None or v.dtype.is_floating_point() for v in node.outputs if v.name)
+        self._shape_arithmetic = not subgraphs(node) and not data
         self._refused = False
         self._moved = Mover(device)
 
     def __call__(self, *args: Any) -> Any:
         own, captured = list(args[: len(self._holes)]), args[len(self._holes) :]
-        if not captured and not any(isinstance(a, T) and a.is_cuda for a in own) and not self._captures:
-            return self._kept(self._host_fn(*self._filled(own, self._host_constants)))
+        if self._shape_arithmetic and not any(isinstance(a, T) and a.is_cuda for a in own):
+            return self._host_fn(*self._filled(own, self._host_constants))
         if self._refused:
             return self._on_copies(own, captured)
         inputs = self._filled(own, self._constants)
@@ -87,13 +88,6 @@ class _Placed:
             result = self._on_copies(own, captured)
             self._refused = True
             return result
-
-    def _kept(self, result: Any) -> Any:
-        """Integers stay on the host, where shapes are made of them; anything else is data and moves."""
-        if isinstance(result, tuple):
-            return tuple(self._kept(r) for r in result)
-        data = isinstance(result, T) and (result.is_floating_point() or result.numel() > 4096)
-        return self._moved(result) if data else result
 
     def _filled(self, own: list[Any], constants: list[Any]) -> list[Any]:
         inputs = list(constants)
