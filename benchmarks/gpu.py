@@ -58,7 +58,7 @@ def one(name: str, batch: int, level: int, peer: bool, out: Path | None) -> dict
     stages: dict[str, float] = {}
 
     def watch(event) -> bool:
-        stages[event.stage] = time.perf_counter() - start
+        stages[event.phase] = time.perf_counter() - start
         return True
 
     engine = vt.build(model.half(), x, device="cuda", opt_level=level, progress=watch)

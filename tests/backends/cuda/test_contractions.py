@@ -9,9 +9,16 @@ import torch
 import venturi as vt
 from tests.backends.cuda.interpreted import InterpretedDevice
 from tests.backends.cuda.test_clusters import run_all, tensor
-from venturi.backends.cuda.tactics.conv import DepthwiseConv, ImplicitGemmConv, ProductConv, VectorConv
+from venturi.backends.cuda.tactics.conv import (
+    DepthwiseConv,
+    ImplicitGemmConv,
+    ProductConv,
+    SplitProductConv,
+    VectorConv,
+)
 from venturi.backends.cuda.tactics.gemm import PointerGemm, TmaGemm, TmaSplitGemm, VectorGemm
 from venturi.backends.cuda.tactics.pool import ImageMean, WindowPool
+from venturi.backends.cuda.tactics.stem import StemConv
 
 
 def weight(*shape, seed=5):
@@ -81,13 +88,14 @@ def test_convolutions(spec):
     assert used == 2
 
 
-def test_pointwise_convolution_with_residual_as_a_product():
+@pytest.mark.parametrize("tactic", [ProductConv, SplitProductConv])
+def test_pointwise_convolution_with_residual_as_a_product(tactic):
     net = vt.Network()
     x, skip = net.input("x", (2, 16, 5, 7)), net.input("skip", (2, 32, 5, 7))
     y = net.relu(net.conv(x, weight(32, 16, 1, 1), weight(32, seed=8)) + skip)
     net.output("y", net.conv(y, weight(8, 32, 1, 1), weight(8, seed=9)))
     inputs = {"x": tensor(2, 16, 5, 7, special=False), "skip": tensor(2, 32, 5, 7, seed=4)}
-    assert run_all(net, ProductConv(InterpretedDevice()), inputs, "fp16") == 2
+    assert run_all(net, tactic(InterpretedDevice()), inputs, "fp16") == 2
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -153,3 +161,17 @@ def test_window_pooling(op, attrs):
     device = InterpretedDevice()
     assert run_all(net, WindowPool(device), {"x": tensor(2, 40, 9, 8)}, "fp16") == 1
     assert device.launched
+
+
+@pytest.mark.parametrize("c,r,stride,pads,size", [
+    (3, 7, 2, [3, 3, 3, 3], (17, 20)), (3, 3, 2, [1, 1, 1, 1], (12, 9)), (3, 4, 4, [0, 0, 0, 0], (16, 12)),
+    (1, 5, 3, [2, 1, 2, 1], (14, 11)), (4, 2, 2, [0, 1, 1, 0], (9, 9)),
+])
+def test_strided_stems_by_space_to_depth(c, r, stride, pads, size):
+    net = vt.Network()
+    x = net.input("x", (2, c, *size))
+    y = net.conv(x, weight(24, c, r, r), weight(24, seed=8), strides=[stride, stride], pads=pads)
+    net.output("y", net.relu(y))
+    device = InterpretedDevice()
+    assert run_all(net, StemConv(device), {"x": tensor(2, c, *size)}, "fp16") == 1
+    assert device.launched[:2] == ["blocks", "stem"]

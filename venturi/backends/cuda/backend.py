@@ -12,11 +12,18 @@ from venturi.backends.cuda.device import KernelDevice
 from venturi.backends.cuda.placement import OnDevice
 from venturi.backends.cuda.tactics.attention import TritonAttention
 from venturi.backends.cuda.tactics.clusters import TritonPointwise, TritonRows
-from venturi.backends.cuda.tactics.conv import DepthwiseConv, ImplicitGemmConv, ProductConv, VectorConv
+from venturi.backends.cuda.tactics.conv import (
+    DepthwiseConv,
+    ImplicitGemmConv,
+    ProductConv,
+    SplitProductConv,
+    VectorConv,
+)
 from venturi.backends.cuda.tactics.cudnn import CudnnConv
 from venturi.backends.cuda.tactics.gemm import PointerGemm, TmaGemm, TmaSplitGemm, VectorGemm
 from venturi.backends.cuda.tactics.pool import ImageMean, WindowPool
 from venturi.backends.cuda.tactics.reference import DeviceReference
+from venturi.backends.cuda.tactics.stem import StemConv
 from venturi.backends.sdpa import SdpaAttention
 
 
@@ -37,6 +44,8 @@ def cuda_backend(device: KernelDevice, place: torch.device) -> Backend:
     reference = DeviceReference()
     tactics: tuple[Tactic, ...] = (
         ProductConv(device),
+        SplitProductConv(device),
+        StemConv(device),
         ImplicitGemmConv(device),
         CudnnConv(device),
         DepthwiseConv(device),

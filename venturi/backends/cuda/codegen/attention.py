@@ -15,7 +15,7 @@ from venturi.backends.cuda.kernel import KernelSource
 from venturi.ir.dtypes import DT
 
 STRIDES = [f"{t}_{d}" for t in ("q", "k", "v", "o") for d in ("image", "head", "row")]
-MASK_STRIDES = ["m_image", "m_head", "m_row", "m_key"]
+MASK_STRIDES = ["m_image", "m_head", "m_row"]
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,14 @@ class AttentionConfig:
 
 
 def attention_source(region: RegionView, s: AttentionShape, c: AttentionConfig, arch: int) -> KernelSource:
-    """Strides are in elements and, but for the mask's, multiples of 16. `offset` is the keys before the first query."""
+    """Strides are in elements and, but for the mask's, multiples of 16; keys of the mask are neighbours. `offset` is
+    the number of keys before the first query."""
     width = max(16, next_power_of_2(s.head))
     inside = "" if width == s.head else f" & (d < {s.head})[None, :]"
     masked = s.mask is not None
     scores = ["    scores = tl.dot(x, tl.trans(y)) * scale"]
     if masked:
-        where = "bias + rows[:, None] * m_row + keys[None, :] * m_key"
+        where = "bias + rows[:, None] * m_row + keys[None, :]"
         load = f"tl.load({where}, mask=(rows < num_q)[:, None] & (keys < num_k)[None, :], other=0)"
         if s.mask == DT.BOOL:
             scores.append(f'    scores = tl.where({load} != 0, scores, float("-inf"))')

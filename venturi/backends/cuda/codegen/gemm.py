@@ -115,15 +115,20 @@ def pointer_source(
     return KernelSource("gemm", text, tuple(signature), constants, tuple(divisible), c.warps, c.stages, arch)
 
 
-def finish_lines(tile: TileBody, column: str, column_mask: str, stride: str) -> list[str]:
+def finish_lines(tile: TileBody, column: str, column_mask: str, stride: str, early: int = 0) -> list[str]:
     """From `acc` to memory: split-K reduction when SPLIT > 1, then the epilogue at `at` under `mask`.
 
-    Every program publishes its sums, then takes a ticket; the one with the last ticket reads all of them.
+    The first `early` tiles were loaded before the sums, which hides their latency. With a split every program
+    publishes its sums, then takes a ticket; the one with the last ticket reads all of them.
     """
     out_type = tile.output.dtype
     store = [
         *tile.load_columns(column, column_mask),
-        *(f"t{i} = tl.load(tile{i} + at, mask=mask, other=0.0).to(tl.float32)" for i in range(len(tile.tiles))),
+        *(f"t{i} = early{i}.to(tl.float32)" for i in range(early)),
+        *(
+            f"t{i} = tl.load(tile{i} + at, mask=mask, other=0.0).to(tl.float32)"
+            for i in range(early, len(tile.tiles))
+        ),
         *tile.lines,
         f"tl.store(c + at, {rounded('result', out_type)}, mask=mask)",
     ]
@@ -184,6 +189,7 @@ def tma_split_source(region: RegionView, tile: TileBody, dtype: DT, c: GemmConfi
     """Operands through TMA, K shared by `split` programs a tile; for products with few tiles."""
     arguments = ["a", "b", "c", *tile.arguments, "weights", "work", "locks", "M", "N", "K"]
     out_type = tile.output.dtype
+    early = len(tile.tiles) if c.split == 1 else 0
     lines = [
         "tiles_m = tl.cdiv(M, BM)",
         "tiles_n = tl.cdiv(N, BN)",
@@ -193,12 +199,13 @@ def tma_split_source(region: RegionView, tile: TileBody, dtype: DT, c: GemmConfi
         "n = pn * BN + tl.arange(0, BN)",
         "steps = tl.cdiv(tl.cdiv(K, BK), SPLIT)",
         "begin = tl.program_id(1) * steps",
+        "mask = (m < M)[:, None] & (n < N)[None, :]",
+        "at = m.to(tl.int64)[:, None] * N + n[None, :]",
+        *(f"early{i} = tl.load(tile{i} + at, mask=mask, other=0.0)" for i in range(early)),
         "acc = tl.zeros((BM, BN), tl.float32)",
         "for k in range(begin, tl.minimum(begin + steps, tl.cdiv(K, BK))):",
         "    acc = tl.dot(a.load([pm * BM, k * BK]), b.load([pn * BN, k * BK]).T, acc)",
-        "mask = (m < M)[:, None] & (n < N)[None, :]",
-        "at = m.to(tl.int64)[:, None] * N + n[None, :]",
-        *finish_lines(tile, "n", "n < N", "M * N"),
+        *finish_lines(tile, "n", "n < N", "M * N", early),
     ]
     first = prefetch_lines("weights", "K", c)
     text = module(region, "gemm_tma_split", [*arguments, *constexprs("BM", "BN", "BK", "SPLIT")], lines, arch, first)

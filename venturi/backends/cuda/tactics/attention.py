@@ -104,9 +104,9 @@ class TritonAttention:
                 if mask.shape[-1] != keys:
                     result = fallback(*args)
                     return result[0] if isinstance(result, tuple) else result
-                mask = mask.expand(images, heads, rows, keys)
+                mask = mask.contiguous().expand(images, heads, rows, keys)
                 pointers.append(mask)
-                strides += [mask.stride(i) for i in range(4)]
+                strides += [mask.stride(i) for i in range(3)]
             kernel.launch(
                 (-(-rows // block), images * heads),
                 [*pointers, *strides, heads, heads // k.shape[1], rows, keys, 0, factor],

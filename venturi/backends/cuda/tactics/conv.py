@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from venturi.backends.base import Config, Kernel, RegionView
 from venturi.backends.cuda.codegen.conv import ConvGeometry, depthwise_source, implicit_source
-from venturi.backends.cuda.codegen.gemm import GemmConfig, tma_source, vector_source
+from venturi.backends.cuda.codegen.gemm import GemmConfig, tma_source, tma_split_source, vector_source
 from venturi.backends.cuda.codegen.pack import PIXELS, WIDTH, pack_source
 from venturi.backends.cuda.codegen.tile import TileBody, read_tile
 from venturi.backends.cuda.device import KernelDevice
@@ -24,6 +24,7 @@ from venturi.backends.cuda.tactics.gemm import (
     TileOperands,
     split_buffers,
     tma_configs,
+    tma_split_configs,
     vector_configs,
 )
 from venturi.backends.cuda.tactics.reference import DeviceReference
@@ -236,6 +237,47 @@ class ProductConv:
                 (min(count, programs),),
                 [flat[0], weight, *flat[1:], *frame.operands.columns, rows, g.outputs, g.channels],
             )
+
+        return frame.kernel(launch)
+
+
+class SplitProductConv:
+    """1x1 with unit strides, one tile a program: residuals load while the sums run, K is shared when tiles are few."""
+
+    name = "triton-conv-1x1-tma-split"
+
+    def __init__(self, device: KernelDevice) -> None:
+        self._device = device
+
+    def match(self, region: RegionView) -> list[Config] | str:
+        conv = read_convolution(region)
+        if isinstance(conv, str):
+            return conv
+        g = conv.geometry
+        if not g.is_product or self._device.arch < 90:
+            return "not 1x1 with unit strides, or no tensor memory accelerator"
+        if g.channels % 8 or g.outputs % 8 or conv.rows is None or conv.rows < 16:
+            return f"{g.channels} to {g.outputs} channels must be multiples of 8, pixels ({conv.rows}) at least 16"
+        return tma_split_configs(conv.rows, g.outputs, g.channels, self._device.num_sms)
+
+    def sources(self, region: RegionView, config: Config) -> list[KernelSource]:
+        conv = read_convolution(region)
+        assert isinstance(conv, Convolution)
+        return [tma_split_source(region, conv.tile, conv.dtype, GemmConfig(**config), self._device.arch)]
+
+    def bind(self, region: RegionView, config: Config) -> Kernel:
+        conv = read_convolution(region)
+        assert isinstance(conv, Convolution)
+        g, c, frame = conv.geometry, GemmConfig(**config), ConvFrame(region, conv, self._device)
+        kernel, weight = self._device.kernel(self.sources(region, config)[0]), conv.packed(region)
+
+        def launch(x: T, out: T, tiles: list[T], sizes: list[int]) -> None:
+            rows = sizes[0] * sizes[1] * sizes[2]
+            count = -(-rows // c.bm) * -(-g.outputs // c.bn)
+            work, locks = split_buffers(out, c.split, rows * g.outputs, count)
+            columns = frame.operands.columns
+            pointers = [_pixels(x, rows), weight, out, *columns, *tiles, weight, work, locks]
+            kernel.launch((count, c.split), [*pointers, rows, g.outputs, g.channels])
 
         return frame.kernel(launch)
 

@@ -1,0 +1,107 @@
+"""The first layer of image networks: strided convolutions on few channels, by space to depth."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from venturi.backends.base import Config, Kernel, RegionView
+from venturi.backends.cuda.codegen.gemm import GemmConfig
+from venturi.backends.cuda.codegen.stem import StemGeometry, block_rows, blocks_source, stem_source
+from venturi.backends.cuda.device import KernelDevice
+from venturi.backends.cuda.kernel import KernelSource
+from venturi.backends.cuda.tactics.candidates import product_candidates
+from venturi.backends.cuda.tactics.conv import NHWC, Convolution, nhwc, read_convolution
+from venturi.backends.cuda.tactics.gemm import MAX_CANDIDATES, TileOperands, split_buffers
+from venturi.backends.cuda.tactics.reference import DeviceReference
+from venturi.ops.tensors import STORAGE
+
+T = torch.Tensor
+MAX_CHANNELS = 8
+
+
+def read_stem(region: RegionView) -> tuple[Convolution, StemGeometry] | str:
+    conv = read_convolution(region)
+    if isinstance(conv, str):
+        return conv
+    g = conv.geometry
+    if g.groups != 1 or conv.given_channels > MAX_CHANNELS or g.dilations != (1, 1) or g.strides == (1, 1):
+        return f"not a strided convolution on at most {MAX_CHANNELS} channels"
+    stem = StemGeometry(replace(g, channels=conv.given_channels), conv.given_channels)
+    if stem.row % 16 or stem.width > 1024:
+        return f"rows of {stem.row} taps"
+    return conv, stem
+
+
+def blocked_weights(stored: T, g: StemGeometry) -> T:
+    """[outputs, channels, R, S] as [outputs, tap rows, tap columns, blocks of width] flattened."""
+    (s, t), (r, q) = g.source.strides, g.taps
+    k, c = stored.shape[:2]
+    bottom = r * s - g.shift[0] - stored.shape[2]
+    right = q * t - g.shift[1] - stored.shape[3]
+    padded = F.pad(stored, [g.shift[1], right, g.shift[0], bottom])
+    blocks = padded.reshape(k, c, r, s, q, t).permute(0, 2, 4, 3, 5, 1).reshape(k, r, q, s * t * c)
+    return F.pad(blocks, [0, g.width - s * t * c]).reshape(k, -1).contiguous()
+
+
+class StemConv:
+    """Two kernels: blocks of the image, then a stride-1 product over rows of taps."""
+
+    name = "triton-conv-stem"
+
+    def __init__(self, device: KernelDevice) -> None:
+        self._device = device
+
+    def match(self, region: RegionView) -> list[Config] | str:
+        found = read_stem(region)
+        if isinstance(found, str):
+            return found
+        conv, stem = found
+        depth = stem.taps[0] * stem.row
+        sms = self._device.num_sms
+        wanted = product_candidates(conv.rows, stem.source.outputs, depth, sms, 4 * MAX_CANDIDATES, splits=True)
+        fits = [c for c in wanted if stem.row % c.bk == 0]
+        if not fits:
+            fits = [GemmConfig(bm, bn, 16, 4, 4) for bm, bn in ((128, 32), (64, 32), (128, 64))]
+            fits = [c for c in fits if stem.row % c.bk == 0]
+        return [asdict(c) for c in fits[:MAX_CANDIDATES]] or f"rows of {stem.row} taps"
+
+    def sources(self, region: RegionView, config: Config) -> list[KernelSource]:
+        found = read_stem(region)
+        assert not isinstance(found, str)
+        (conv, stem), arch = found, self._device.arch
+        product = stem_source(region, conv.tile, stem, conv.dtype, GemmConfig(**config), arch)
+        return [blocks_source(region, stem, conv.dtype, arch), product]
+
+    def bind(self, region: RegionView, config: Config) -> Kernel:
+        found = read_stem(region)
+        assert not isinstance(found, str)
+        (conv, stem), c = found, GemmConfig(**config)
+        first, second = self.sources(region, config)
+        blocks, product, size = self._device.kernel(first), self._device.kernel(second), block_rows(first)
+        weight = blocked_weights(region.constant(conv.weight), stem)
+        operands, fallback = TileOperands(region, conv.tile), DeviceReference().bind(region, {}).run
+        dtype, g = STORAGE[conv.tile.output.dtype], stem.source  # type: ignore[index]
+
+        def run(*args: Any) -> Any:
+            x: T = args[conv.first]
+            images, _, height, width = x.shape
+            p, q = g.output_size(height, width)
+            if not x.numel() or p <= 0 or q <= 0 or images * p * q >= 2**31 or x.numel() >= 2**31:
+                return fallback(*args)
+            bp, bq = p + stem.taps[0] - 1, q + stem.taps[1] - 1
+            packed = torch.empty(images * bp * bq * stem.width, dtype=x.dtype, device=x.device)
+            blocks.launch((-(-images * bp * bq // size),), [x, packed, images, height, width, bp, bq, *x.stride()])
+            out = torch.empty((images, g.outputs, p, q), dtype=dtype, device=x.device, memory_format=NHWC)
+            rows = images * p * q
+            count = -(-rows // c.bm) * -(-g.outputs // c.bn)
+            work, locks = split_buffers(out, c.split, rows * g.outputs, count)
+            tiles = [nhwc(t) for t in operands.tiles(args)]
+            pointers = [packed, weight, out, *operands.columns, *tiles, work, locks]
+            product.launch((count, c.split), [*pointers, images, p, q, g.outputs])
+            return out
+
+        return Kernel(run)
