@@ -19,6 +19,7 @@ from venturi.backends.cuda.tactics.conv import (
     SplitProductConv,
     VectorConv,
 )
+from venturi.backends.cuda.tactics.cublaslt import CublasLtGemm
 from venturi.backends.cuda.tactics.cudnn import CudnnConv
 from venturi.backends.cuda.tactics.gemm import PointerGemm, TmaGemm, TmaSplitGemm, VectorGemm
 from venturi.backends.cuda.tactics.pool import ImageMean, WindowPool
@@ -52,6 +53,7 @@ def cuda_backend(device: KernelDevice, place: torch.device) -> Backend:
         VectorConv(device),
         WindowPool(device),
         ImageMean(device),
+        CublasLtGemm(),
         TmaGemm(device),
         TmaSplitGemm(device),
         PointerGemm(device),
