@@ -75,7 +75,7 @@ class InterpretedDevice:
 
     def kernel(self, source):
         path = self._folder / f"{source.name}_{source.key}.py"
-        path.write_text(re.sub(r".*(gdc_|^    _prefetch\(weights|^    _prefetch\(b).*\n", "", source.text, flags=re.M))
+        path.write_text(re.sub(r".*gdc_.*\n", "", source.text))
         spec = importlib.util.spec_from_file_location(path.stem, path)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)

@@ -10,6 +10,7 @@ import torch
 from venturi.backends.base import Backend, Tactic
 from venturi.backends.cuda.device import KernelDevice
 from venturi.backends.cuda.placement import OnDevice
+from venturi.backends.cuda.tactics.aten_conv import AtenCudnnConv
 from venturi.backends.cuda.tactics.attention import TritonAttention
 from venturi.backends.cuda.tactics.clusters import TritonPointwise, TritonRows
 from venturi.backends.cuda.tactics.conv import (
@@ -49,6 +50,7 @@ def cuda_backend(device: KernelDevice, place: torch.device) -> Backend:
         StemConv(device),
         ImplicitGemmConv(device),
         CudnnConv(device),
+        AtenCudnnConv(),
         DepthwiseConv(device),
         VectorConv(device),
         WindowPool(device),

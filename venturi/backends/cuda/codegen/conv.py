@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from venturi.backends.base import RegionView
 from venturi.backends.cuda.codegen.expressions import rounded
-from venturi.backends.cuda.codegen.gemm import GROUPED_TILE, GemmConfig, finish_lines, prefetch_lines
+from venturi.backends.cuda.codegen.gemm import GROUPED_TILE, GemmConfig, finish_lines
 from venturi.backends.cuda.codegen.module import constexprs, module, pointer_type
 from venturi.backends.cuda.codegen.tile import TileBody
 from venturi.backends.cuda.kernel import KernelSource
@@ -95,8 +95,7 @@ def implicit_source(
     ]
     sizes = ["images", "H", "W", "P", "Q", "N"]
     arguments = ["a", "b", "c", *tile.arguments, "work", "locks", *sizes]
-    first = prefetch_lines("b", str(depth), c)
-    text = module(region, "conv", [*arguments, *constexprs("BM", "BN", "BK", "SPLIT")], lines, arch, first)
+    text = module(region, "conv", [*arguments, *constexprs("BM", "BN", "BK", "SPLIT")], lines, arch)
     out_type = tile.output.dtype
     signature = [
         ("a", pointer_type(dtype)), ("b", pointer_type(dtype)), ("c", pointer_type(out_type)),

@@ -102,8 +102,7 @@ def pointer_source(
         "at = m.to(tl.int64)[:, None] * N + n[None, :]",
         *finish_lines(tile, "n", "n < N", "M * N"),
     ]
-    first = prefetch_lines("b", "K", c)
-    text = module(region, "gemm", [*arguments, *constexprs("BM", "BN", "BK", "SPLIT")], lines, arch, first)
+    text = module(region, "gemm", [*arguments, *constexprs("BM", "BN", "BK", "SPLIT")], lines, arch)
     signature = [
         ("a", pointer_type(dtype)), ("b", pointer_type(dtype)), ("c", pointer_type(out_type)),
         *zip(tile.arguments, (pointer_type(v.dtype) for v in tile.values)),
@@ -187,7 +186,7 @@ def vector_source(
 
 def tma_split_source(region: RegionView, tile: TileBody, dtype: DT, c: GemmConfig, arch: int) -> KernelSource:
     """Operands through TMA, K shared by `split` programs a tile; for products with few tiles."""
-    arguments = ["a", "b", "c", *tile.arguments, "weights", "work", "locks", "M", "N", "K"]
+    arguments = ["a", "b", "c", *tile.arguments, "work", "locks", "M", "N", "K"]
     out_type = tile.output.dtype
     early = len(tile.tiles) if c.split == 1 else 0
     lines = [
@@ -207,25 +206,16 @@ def tma_split_source(region: RegionView, tile: TileBody, dtype: DT, c: GemmConfi
         "    acc = tl.dot(a.load([pm * BM, k * BK]), b.load([pn * BN, k * BK]).T, acc)",
         *finish_lines(tile, "n", "n < N", "M * N", early),
     ]
-    first = prefetch_lines("weights", "K", c)
-    text = module(region, "gemm_tma_split", [*arguments, *constexprs("BM", "BN", "BK", "SPLIT")], lines, arch, first)
+    text = module(region, "gemm_tma_split", [*arguments, *constexprs("BM", "BN", "BK", "SPLIT")], lines, arch)
     kind = TRITON_TYPES[dtype]
     signature = [
         ("a", f"tensordesc<{kind}[{c.bm},{c.bk}]>"), ("b", f"tensordesc<{kind}[{c.bn},{c.bk}]>"),
         ("c", pointer_type(out_type)),
         *zip(tile.arguments, (pointer_type(v.dtype) for v in tile.values)),
-        ("weights", pointer_type(dtype)), ("work", "*fp32"), ("locks", "*i32"),
+        ("work", "*fp32"), ("locks", "*i32"),
         ("M", "i32"), ("N", "i32"), ("K", "i32"),
         ("BM", "constexpr"), ("BN", "constexpr"), ("BK", "constexpr"), ("SPLIT", "constexpr"),
     ]  # fmt: skip
     constants = (("BM", c.bm), ("BN", c.bn), ("BK", c.bk), ("SPLIT", c.split))
-    divisible = ("c", *tile.arguments, "weights", "work", "locks")
+    divisible = ("c", *tile.arguments, "work", "locks")
     return KernelSource("gemm_tma_split", text, tuple(signature), constants, divisible, c.warps, c.stages, arch)
-
-
-def prefetch_lines(weights: str, depth: str, c: GemmConfig) -> list[str]:
-    """Before waiting for the kernel in front: bring this program's share of the weights [N, depth] into L2."""
-    return [
-        f"_prefetch({weights}, N * {depth} // 64, tl.program_id(0) + tl.num_programs(0) * tl.program_id(1), "
-        f"tl.num_programs(0) * SPLIT, {32 * c.warps})"
-    ]

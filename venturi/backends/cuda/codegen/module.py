@@ -13,8 +13,14 @@ OVERLAP_HEADER = "from triton.language.extra.cuda import gdc_launch_dependents, 
 OVERLAP_ARCH = 90
 PRELUDE = '''
 @triton.jit
+def _inverse(x):
+    # 1 / x for x >= 1 in two instructions.
+    return tl.rsqrt(x * x)
+
+
+@triton.jit
 def _sigmoid(x):
-    return 1.0 / (1.0 + tl.exp(-x))
+    return _inverse(1.0 + tl.exp(-x))
 
 
 @triton.jit
@@ -27,7 +33,7 @@ def _tanh(x):
 @triton.jit
 def _erf(x):
     # Abramowitz and Stegun, formula 7.1.26: absolute error below 1.5e-7.
-    t = 1.0 / (1.0 + 0.3275911 * tl.abs(x))
+    t = _inverse(1.0 + 0.3275911 * tl.abs(x))
     p = ((((1.061405429 * t - 1.453152027) * t + 1.421413741) * t - 0.284496736) * t + 0.254829592) * t
     y = 1.0 - p * tl.exp(-x * x)
     return tl.where(x < 0.0, -y, y)
@@ -40,41 +46,23 @@ def _softplus(x):
 '''
 
 
-# One 128-byte line a thread; a program takes its share of `lines` lines of 64 halves.
-PREFETCH = '''
-@triton.jit
-def _prefetch(weights, lines, program, programs, THREADS: tl.constexpr):
-    share = tl.cdiv(lines, programs)
-    begin = program * share
-    end = tl.minimum(begin + share, lines)
-    for i in range(begin, end, THREADS):
-        line = tl.minimum(i + tl.arange(0, THREADS), end - 1)
-        address = (weights + line.to(tl.int64) * 64).to(tl.int64)
-        tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [address], dtype=tl.int32, is_pure=False, pack=1
-        )
-
-'''
-
-
 def module(
     region: RegionView,
     name: str,
     arguments: Sequence[str],
     lines: Sequence[str],
     arch: int,
-    before: Sequence[str] = (),
 ) -> str:
     """Text of a module that defines the jit function `name` with `lines` as its body.
 
     Where the architecture has programmatic dependent launch, the next kernel may start at once and this one waits for
-    the results of the one in front; `before` is what it does while it waits.
+    the results of the one in front.
     """
     overlap = arch >= OVERLAP_ARCH
-    start = ["gdc_launch_dependents()", *before, "gdc_wait()"] if overlap else []
+    start = ["gdc_launch_dependents()", "gdc_wait()"] if overlap else []
     head = [
         described(region),
-        HEADER + (OVERLAP_HEADER if overlap else "") + PRELUDE + (PREFETCH if overlap and before else ""),
+        HEADER + (OVERLAP_HEADER if overlap else "") + PRELUDE,
         "@triton.jit",
         f"def {name}({', '.join(arguments)}):",
     ]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from venturi.backends.base import RegionView
 from venturi.backends.cuda.codegen.conv import ConvGeometry
-from venturi.backends.cuda.codegen.gemm import GROUPED_TILE, GemmConfig, finish_lines, prefetch_lines
+from venturi.backends.cuda.codegen.gemm import GROUPED_TILE, GemmConfig, finish_lines
 from venturi.backends.cuda.codegen.module import constexprs, module, pointer_type
 from venturi.backends.cuda.codegen.tile import TileBody
 from venturi.backends.cuda.kernel import KernelSource
@@ -135,8 +135,7 @@ def stem_source(
     ]
     sizes = ["images", "P", "Q", "N"]
     arguments = ["a", "b", "c", *tile.arguments, "work", "locks", *sizes]
-    first = prefetch_lines("b", str(depth), c)
-    text = module(region, "stem", [*arguments, *constexprs("BM", "BN", "BK", "SPLIT")], lines, arch, first)
+    text = module(region, "stem", [*arguments, *constexprs("BM", "BN", "BK", "SPLIT")], lines, arch)
     signature = [
         ("a", pointer_type(dtype)), ("b", pointer_type(dtype)), ("c", pointer_type(tile.output.dtype)),
         *zip(tile.arguments, (pointer_type(v.dtype) for v in tile.values)),

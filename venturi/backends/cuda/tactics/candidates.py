@@ -12,8 +12,11 @@ TILES = (
     (16, 32, 128, 5, 2), (16, 128, 64, 4, 4), (128, 64, 32, 5, 4), (64, 64, 32, 5, 4), (128, 32, 32, 4, 4),
     (64, 32, 32, 4, 4), (128, 16, 32, 4, 4), (64, 16, 64, 4, 4), (32, 32, 32, 4, 2), (16, 32, 32, 4, 2),
     (32, 16, 64, 4, 2), (64, 128, 64, 4, 8), (128, 128, 64, 4, 8), (64, 256, 64, 3, 8), (64, 64, 64, 4, 8),
-    (128, 64, 64, 4, 8), (64, 64, 128, 3, 8),
+    (128, 64, 64, 4, 8), (64, 64, 128, 3, 8), (128, 128, 32, 4, 8), (128, 128, 64, 2, 8), (128, 128, 32, 2, 8),
+    (128, 64, 64, 2, 4), (64, 128, 64, 2, 4), (128, 64, 32, 3, 4),
 )  # fmt: skip
+# Little shared memory: two programs a multiprocessor, one computes while the other loads and stores.
+LIGHT = frozenset({(128, 128, 32, 4, 8), (128, 128, 64, 2, 8), (128, 64, 64, 2, 4)})
 SPLITS = (1, 2, 3, 4, 6, 8)
 # Nanoseconds: what a tile costs before its first and after its last product; a K step's latency that nothing hides.
 _TILE_NS, _STEP_NS, _REDUCE_NS = 900.0, 60.0, 1500.0
@@ -23,7 +26,7 @@ _FLOPS_PER_NS, _BYTES_PER_NS = 6000.0, 60.0
 def product_candidates(
     rows: int | None, columns: int, depth: int, num_sms: int, limit: int, *, splits: bool, taps: bool = False
 ) -> list[GemmConfig]:
-    """At most `limit` configurations for [rows, depth] x [depth, columns]; `rows` None stands for many."""
+    """About `limit` configurations for [rows, depth] x [depth, columns]; `rows` None stands for many."""
     m = rows if rows else 4096
     scored = []
     for bm, bn, bk, stages, warps in TILES:
@@ -37,7 +40,9 @@ def product_candidates(
             cost = _cost(tiles, split, steps, bm, bn, bk, num_sms)
             scored.append((cost, GemmConfig(bm, bn, bk, stages, warps, split)))
     scored.sort(key=lambda s: s[0])
-    return [c for _, c in scored[:limit]]
+    best = [c for _, c in scored[:limit]]
+    many = -(-m // 128) * -(-columns // 128) > 2 * num_sms
+    return best + [c for _, c in scored[limit:] if many and (c.bm, c.bn, c.bk, c.stages, c.warps) in LIGHT]
 
 
 def _cost(tiles: int, split: int, steps: int, bm: int, bn: int, bk: int, num_sms: int) -> float:

@@ -276,7 +276,7 @@ class SplitProductConv:
             count = -(-rows // c.bm) * -(-g.outputs // c.bn)
             work, locks = split_buffers(out, c.split, rows * g.outputs, count)
             columns = frame.operands.columns
-            pointers = [_pixels(x, rows), weight, out, *columns, *tiles, weight, work, locks]
+            pointers = [_pixels(x, rows), weight, out, *columns, *tiles, work, locks]
             kernel.launch((count, c.split), [*pointers, rows, g.outputs, g.channels])
 
         return frame.kernel(launch)

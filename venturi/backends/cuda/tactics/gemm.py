@@ -144,7 +144,11 @@ class TmaGemm:
 
 def tma_configs(rows: int | None, n: int, k: int, num_sms: int) -> list[Config]:
     found = product_candidates(rows, n, k, num_sms, MAX_CANDIDATES, splits=False)
-    doubled = [GemmConfig(**{**asdict(c), "waves": 2}) for c in found[:4] if c.bm * c.bn <= 128 * 128]
+    doubled = [
+        GemmConfig(**{**asdict(c), "waves": 2})
+        for i, c in enumerate(found)
+        if c.bm * c.bn <= 128 * 128 and (i < 3 or c.stages == 2 or c.bk == 32)
+    ]
     return [asdict(c) for c in (*found, *doubled)]
 
 
@@ -198,7 +202,7 @@ class TmaSplitGemm:
             flat = aligned(x).view(rows, made.k)
             kernel.launch(
                 (count, c.split),
-                [flat, weight, out, *operands.columns, *tiles, weight, work, locks, rows, made.n, made.k],
+                [flat, weight, out, *operands.columns, *tiles, work, locks, rows, made.n, made.k],
             )
             return out
 
