@@ -48,21 +48,26 @@ class CudaContext:
 
     def run(self, args: Sequence[Any]) -> list[Any]:
         """Stored inputs (host or device) in, stored outputs on the device out. Raises RequestError."""
+        key = _key(args)
+        binding = self._bindings.get(key)
+        if binding is not None and binding.graph is not None and self.profiler is None:
+            if torch.cuda.current_device() == self._device.index:
+                return self._replay(binding.graph, binding, args)
+            with torch.cuda.device(self._device):
+                return self._replay(binding.graph, binding, args)
         with torch.inference_mode(), torch.cuda.device(self._device), using(self._scratch):
-            self._join(torch.cuda.current_stream())
-            if self.profiler is not None:
+            self._join()
+            if self.profiler is not None or binding is not None:
                 return self._eager(self._on_device(args), self.profiler)
-            key = _key(args)
-            binding = self._bindings.get(key)
-            if binding is None:
-                return self._bind(key, args)
-            if binding.graph is None:
-                return self._eager(self._on_device(args))
-            for held, given in zip(binding.inputs, args):
-                if isinstance(held, T):
-                    held.copy_(given, non_blocking=True)
-            binding.graph.replay()
-            return [x.clone() if isinstance(x, T) else x for x in binding.outputs]
+            return self._bind(key, args)
+
+    @torch.no_grad()
+    def _replay(self, graph: torch.cuda.CUDAGraph, binding: GraphBinding, args: Sequence[Any]) -> list[Any]:
+        self._join()
+        for held, given in zip(binding.inputs, args):
+            held.copy_(given, non_blocking=True)
+        graph.replay()
+        return [x.clone() for x in binding.outputs]
 
     @property
     def arena_bytes(self) -> int:
@@ -71,8 +76,9 @@ class CudaContext:
     def binding_of(self, args: Sequence[Any]) -> GraphBinding | None:
         return self._bindings.get(_key(args))
 
-    def _join(self, stream: torch.cuda.Stream) -> None:
+    def _join(self) -> None:
         """A caller that changes streams must not overtake its own previous run: the graph's memory is shared."""
+        stream = torch.cuda.current_stream()
         if self._last is not None and self._last.cuda_stream != stream.cuda_stream:
             stream.wait_stream(self._last)
         self._last = stream
@@ -122,7 +128,10 @@ class CudaContext:
         if not all(isinstance(x, T) for x in (*moved, *result)):
             self._keep(key, GraphBinding((), (), None, "inputs or outputs that are no tensors", 0))
             return result
-        held = [x.clone(memory_format=torch.contiguous_format) for x in moved]
+        with torch.inference_mode(False):
+            held = [torch.empty(x.shape, dtype=x.dtype, device=self._device) for x in moved]
+        for own, x in zip(held, moved):
+            own.copy_(x)
         before = torch.cuda.memory_reserved(self._device)
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()

@@ -31,6 +31,17 @@ class KernelDevice(Protocol):
     def kernel(self, source: KernelSource) -> Launchable: ...
 
 
+@dataclass(frozen=True)
+class OfflineDevice:
+    """A GPU that is not here: tactics can match and generate code for it, nothing can be loaded."""
+
+    arch: int
+    num_sms: int = 132
+
+    def kernel(self, source: KernelSource) -> Launchable:
+        raise DeviceError(f"kernel {source.name} cannot run: sm_{self.arch} is described, not present")
+
+
 @dataclass
 class CudaDevice:
     """A GPU opened by `open_device`. Kernels are loaded once a device and kept."""
