@@ -15,6 +15,7 @@ import torch
 
 import venturi as vt
 from tests.engine.models import conv_net, mlp, nonzero, x_of
+from tests.passes.harness import rand
 from venturi.backends.reference.interpreter import Interpreter
 from venturi.frontends.onnx_import import import_onnx
 
@@ -324,3 +325,39 @@ def test_building_from_everything(tmp_path: Path) -> None:
         vt.build({})
     with pytest.raises(vt.ModelError, match="needs example inputs"):
         vt.build(module)
+
+
+def test_concat_parts_are_computed_in_place() -> None:
+    net = vt.Network("concat")
+    x, y = net.input("x", (1, 4, 8)), net.input("y", (1, 3, 8))
+    a, b = net.sigmoid(x), net.tanh(y)
+    joined = net.concat(a, b, x, axis=1)
+    net.output("z", net.exp(joined) @ rand(8, 5))
+    net.output("w", net.cos(a) @ rand(8, 2))
+    engine = vt.build(net, device="cpu", opt_level=0)
+    step = next(s for s in engine.plan.steps if s.ops == ("Concat",))
+    assert step.tactic == "aten-join"
+    with engine.context() as ctx:
+        for seed in range(4):
+            given = {"x": rand(1, 4, 8, seed=seed), "y": rand(1, 3, 8, seed=seed + 9)}
+            got = ctx.run(given)
+            want = Interpreter(import_onnx(net.to_model()).graph).run(given)
+            for name in ("z", "w"):
+                np.testing.assert_allclose(got[name], want[name], rtol=1e-5, atol=1e-6)
+        binding = ctx._context.binding_of([torch.zeros(1, 4, 8), torch.zeros(1, 3, 8)])
+        homes = dict(zip([s.ops[-1] for s in engine.plan.steps], binding.homes))
+    start = homes["Concat"].data_ptr()
+    assert homes["Sigmoid"].data_ptr() == start
+    assert homes["Tanh"].data_ptr() == start + 4 * 8 * 4
+
+
+@pytest.mark.parametrize("axis", [0, 2])
+def test_concat_along_other_axes_copies(axis: int) -> None:
+    net = vt.Network("concat")
+    x = net.input("x", (2, 4, 8))
+    net.output("z", net.exp(net.concat(net.sigmoid(x), net.tanh(x), net.tanh(x), axis=axis)))
+    engine = vt.build(net, device="cpu", opt_level=0)
+    for seed in range(3):
+        given = {"x": rand(2, 4, 8, seed=seed)}
+        want = Interpreter(import_onnx(net.to_model()).graph).run(given)["z"]
+        np.testing.assert_allclose(engine.run(given)["z"], want, rtol=1e-5)

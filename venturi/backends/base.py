@@ -26,11 +26,13 @@ class Kernel:
     """Something to call with a Region's dynamic inputs, in order.
 
     `run` returns the output, or a tuple of outputs. `run_out`, where there is one, writes the single output into a
-    given tensor instead. Neither mutates its inputs; both are thread-safe.
+    given tensor instead. Neither mutates its inputs; both are thread-safe. `joins` says that the output is the inputs
+    side by side along that axis, and that `run_out` leaves alone what already lies there.
     """
 
     run: Callable[..., Any]
     run_out: Callable[..., object] | None = None
+    joins: int | None = None
 
 
 class RegionView:

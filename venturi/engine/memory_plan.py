@@ -35,6 +35,33 @@ class MemoryPlan:
     total: int
 
 
+@dataclass(frozen=True)
+class Join:
+    """Buffer `key` is made of others: `parts` are (key, byte offset inside it)."""
+
+    key: int
+    parts: tuple[tuple[int, int], ...]
+
+
+def join_lifetimes(
+    lifetimes: Sequence[Lifetime], joins: Sequence[Join]
+) -> tuple[list[Lifetime], dict[int, tuple[int, int]]]:
+    """(buffers to place, where each part lies: its holder and the offset in it). A holder lives as long as its parts.
+
+    >>> join_lifetimes([Lifetime(0, 8, 0, 2), Lifetime(1, 8, 1, 2), Lifetime(2, 16, 2, 5)], [Join(2, ((0, 0), (1, 8)))])
+    ([Lifetime(key=2, size=16, first=0, last=5)], {0: (2, 0), 1: (2, 8)})
+    """
+    by_key = {item.key: item for item in lifetimes}
+    inside: dict[int, tuple[int, int]] = {}
+    for join in joins:
+        held = [by_key.pop(part) for part, _ in join.parts]
+        inside.update({part: (join.key, offset) for part, offset in join.parts})
+        own = by_key[join.key]
+        first = min([own.first, *(h.first for h in held)])
+        by_key[join.key] = Lifetime(own.key, own.size, first, max([own.last, *(h.last for h in held)]))
+    return list(by_key.values()), inside
+
+
 def align(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 
 from venturi.backends.reference.program import OPERATOR_ERRORS
 from venturi.core.errors import RequestError, VenturiError
-from venturi.engine.memory_plan import Lifetime, plan_memory
+from venturi.engine.memory_plan import Join, Lifetime, join_lifetimes, plan_memory
 from venturi.runtime.executable import Call, Executable
 from venturi.runtime.profiler import Profiler
 
@@ -146,22 +147,24 @@ class Context:
         ]
 
     def _lay_out(self, watch: _Watch) -> Binding:
-        lifetimes, kinds = watch.lifetimes()
+        alone, kinds = watch.lifetimes()
+        lifetimes, inside = join_lifetimes(alone, watch.joins(kinds))
         plan = plan_memory(lifetimes)
         if self._arena is None or self._arena.numel() < plan.total:
             self._arena = torch.empty(plan.total, dtype=torch.uint8)
             self._bindings.clear()
         homes: list[torch.Tensor | None] = [None] * len(self._executable.calls)
-        for item in lifetimes:
+        for item in alone:
             dtype, shape = kinds[item.key]
-            at = plan.offsets[item.key]
+            holder, offset = inside.get(item.key, (item.key, 0))
+            at = plan.offsets[holder] + offset
             homes[item.key] = self._arena[at : at + item.size].view(dtype).view(shape)
-        placed = {self._executable.calls[item.key].outputs[0] for item in lifetimes}
+        placed = {self._executable.calls[item.key].outputs[0] for item in alone}
         copies = tuple(
             slot in watch.tensors and (slot in watch.borrowed or watch.root(slot) in {watch.root(p) for p in placed})
             for slot in self._executable.outputs
         )
-        return Binding(tuple(homes), copies, plan.total, watch.total_bytes - sum(x.size for x in lifetimes))
+        return Binding(tuple(homes), copies, plan.total, watch.total_bytes - sum(x.size for x in alone))
 
 
 @dataclass(frozen=True)
@@ -185,6 +188,7 @@ class _Watch:
         self.borrowed: set[int] = set()
         self.tensors: set[int] = set()
         self.total_bytes = 0
+        self._nbytes: dict[int, int] = {}
 
     def start(self, env: list[Any]) -> None:
         """Inputs and constants are somebody else's memory; outputs that alias them must be copied."""
@@ -192,6 +196,7 @@ class _Watch:
             if isinstance(value, torch.Tensor):
                 self.borrowed.add(slot)
                 self.tensors.add(slot)
+                self._nbytes[slot] = value.nbytes
 
     def root(self, slot: int) -> int:
         while self._parent.get(slot, slot) != slot:
@@ -203,6 +208,7 @@ class _Watch:
             if not isinstance(value, torch.Tensor):
                 continue
             self.tensors.add(slot)
+            self._nbytes[slot] = value.nbytes
             pointer = value.untyped_storage().data_ptr()
             for source, given in zip(call.inputs, inputs):
                 if isinstance(given, torch.Tensor) and given.untyped_storage().data_ptr() == pointer and pointer:
@@ -234,6 +240,24 @@ class _Watch:
             found.append(Lifetime(made.index, made.nbytes, made.index, ends.get(slot, made.index)))
             kinds[made.index] = (made.dtype, made.shape)
         return found, kinds
+
+    def joins(self, kinds: Mapping[int, tuple[torch.dtype, tuple[int, ...]]]) -> list[Join]:
+        """Outputs that can hold arena results inside them, one piece of memory each; a result joins one output only."""
+        maker = {call.outputs[0]: i for i, call in enumerate(self._executable.calls) if i in kinds}
+        found, taken = [], set[int]()
+        for i, call in enumerate(self._executable.calls):
+            axis = call.kernel.joins
+            if axis is None or i not in kinds or math.prod(kinds[i][1][:axis]) != 1:
+                continue
+            parts, offset = [], 0
+            for slot in call.inputs:
+                made = maker.get(slot)
+                if made is not None and made not in taken and self._executable.calls[made].kernel.joins is None:
+                    parts.append((made, offset))
+                    taken.add(made)
+                offset += self._nbytes[slot]
+            found.append(Join(i, tuple(parts)))
+        return found
 
 
 def place(call: Call | None) -> str:

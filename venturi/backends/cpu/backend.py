@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from venturi.backends.base import Backend
+from venturi.backends.cpu.tactics.concat import JoinConcat
 from venturi.backends.cpu.tactics.conv import AtenConv, OneDnnConv
 from venturi.backends.cpu.tactics.gemm import AtenLinear, AtenMatMul, OneDnnLinear
 from venturi.backends.cpu.tactics.pointwise import InPlaceBody, OutPointwise
@@ -21,6 +22,7 @@ CPU = Backend(
         SdpaAttention(Reference()),
         InPlaceBody(),
         OutPointwise(),
+        JoinConcat(),
         Reference(),
     ),
 )
