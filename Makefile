@@ -7,7 +7,7 @@ ONNX_PINNED := 1.21.0
 CASES  := .cache/onnx-$(ONNX_PINNED)
 PIP    := $(PY) -m pip install -q --disable-pip-version-check
 
-.PHONY: help demo test check unit conformance zoo bench gpu-check bench-gpu docs clean
+.PHONY: help demo test check unit conformance zoo bench gpu-check bench-overheads bench-gpu docs clean
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 16
@@ -46,6 +46,9 @@ bench: $(STAMP)  ## the CPU benchmark table
 
 gpu-check: $(STAMP)  ## tests marked gpu (needs an NVIDIA GPU)
 	$(PY) -m pytest -m gpu
+
+bench-overheads: $(STAMP)  ## import, per-run, build, load and inspect times
+	$(PY) -m benchmarks.overheads
 
 bench-gpu: $(STAMP)  ## the GPU benchmark table beside torch.compile (needs an NVIDIA GPU)
 	$(PY) -m benchmarks.gpu --out benchmarks/results/gpu

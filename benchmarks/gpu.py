@@ -18,6 +18,7 @@ import torch
 import venturi as vt
 from benchmarks.gpu_models import example, make
 
+FLOPS = 790e12  # bf16 on random data, as measured on this kind of GPU
 ROWS = [
     ("resnet50", (1, 8, 32, 128)), ("bert_base", (1, 8, 32)), ("vit_b16", (1, 8, 32)),
     ("efficientnet_b0", (1, 32)), ("mobilenet_v3_large", (1, 32)),
@@ -71,6 +72,7 @@ def one(name: str, batch: int, level: int, peer: bool, out: Path | None) -> dict
         want = wide(on_gpu.float() if on_gpu.is_floating_point() else on_gpu).float()
         row: dict[str, object] = {
             "model": name, "batch": batch, "build_s": round(build_s, 1), "steps": len(engine.plan.steps), "stages_s": {k: round(v, 1) for k, v in stages.items()},
+            "flop_floor_ms": round(sum(s.flops for s in engine.plan.steps) / FLOPS * 1e3, 4),
             "error": float(((got - want).norm() / want.norm()).item()),
         }  # fmt: skip
         ms, spread = median_ms(lambda: engine(on_gpu))
@@ -126,6 +128,9 @@ def main() -> None:
             if args.out is not None:
                 about = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "cpus": os.cpu_count()}
                 (args.out / "gpu.json").write_text(json.dumps({"about": about, "rows": rows}, indent=1))
+    ratios = [r["speedup"] for r in rows if "speedup" in r]
+    if ratios:
+        print(f"geomean of {len(ratios)} rows over torch.compile: {statistics.geometric_mean(ratios):.3f}")
 
 
 if __name__ == "__main__":

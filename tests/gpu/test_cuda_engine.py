@@ -101,3 +101,15 @@ def test_absent_gpu_and_wrong_shapes():
     engine = vt.build(small(2), device="cuda", opt_level=0)
     with pytest.raises(vt.ShapeError):
         engine(rand(3, 16, 12, 12))
+
+
+def test_an_engine_for_another_architecture_is_refused(tmp_path, monkeypatch):
+    from venturi.engine.target import CudaTarget
+
+    engine = vt.build(small(2), device="cuda", opt_level=0)
+    real = CudaTarget.fingerprint
+    monkeypatch.setattr(CudaTarget, "fingerprint", lambda self: real(self) | {"arch": "sm_100"})
+    engine.save(tmp_path / "m.vt")
+    monkeypatch.setattr(CudaTarget, "fingerprint", real)
+    with pytest.raises(vt.EngineError, match="sm_100"):
+        vt.load(tmp_path / "m.vt")

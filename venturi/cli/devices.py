@@ -14,12 +14,23 @@ def devices(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.
     """The devices an engine can be built for, and the libraries in use."""
     from venturi.core.fingerprint import cpu_name, num_physical_threads, versions
 
-    rows = [["cpu", cpu_name(), f"{num_physical_threads()} threads"]]
+    rows = [["cpu", cpu_name(), f"{num_physical_threads()} threads"], *_gpus()]
     if as_json:
         emit_json({"devices": [{"device": d, "name": n, "detail": t} for d, n, t in rows], "versions": versions()})
         return
     console.print(table("devices", ["device", "name", "detail"], rows))
     console.print(", ".join(f"{k} {v}" for k, v in versions().items()), highlight=False)
+
+
+def _gpus() -> list[list[str]]:
+    import torch
+
+    rows = []
+    for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        p = torch.cuda.get_device_properties(i)
+        detail = f"sm_{p.major}{p.minor}, {p.multi_processor_count} multiprocessors, {p.total_memory / 2**30:.0f} GiB"
+        rows.append([f"cuda:{i}", p.name, detail])
+    return rows
 
 
 def all_knobs() -> list[dict[str, str]]:

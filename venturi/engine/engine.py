@@ -208,7 +208,8 @@ class Engine:
             if not strip:
                 entries[SOURCE_WEIGHTS] = source_weights
         options = {k: getattr(self._config, k) for k in ("precision", "opt_level", "refit", "strip")}
-        save_artifact(path, self.plan, entries, {"stripped": strip, "options": options})
+        about = {"stripped": strip, "options": options, "device": self._built.target.fingerprint()}
+        save_artifact(path, self.plan, entries, about)
 
     def refit(self, weights: Mapping[str, Any] | str | Path) -> None:
         """Replace weights by their names in the source model, from arrays or from a new ONNX file of the same model.
@@ -339,7 +340,19 @@ def _target_of(loaded: Loaded, device: str | None, where: str) -> Target:
     index = read_json(loaded.container, listed) if listed in loaded.container.entries else []
     with mapped(where, EngineError):
         kernels = kernels_of_engine(lambda name: bytes(loaded.container.entry(name)), index)
-        return open_target(device or loaded.plan.target, kernels)
+        target = open_target(device or loaded.plan.target, kernels)
+        _check_device(loaded.manifest.get("device"), target.fingerprint())
+        return target
+
+
+def _check_device(built: Any, here: Mapping[str, str]) -> None:
+    """Another architecture cannot run the kernels; another GPU or library may only make the choices less good."""
+    if not isinstance(built, dict) or built.get("arch") != here["arch"]:
+        was = built.get("arch") if isinstance(built, dict) else "nothing known"
+        raise EngineError(f"the engine's kernels are for {was}, this GPU is {here['arch']}; build it again here")
+    for name in ("gpu", "libraries"):
+        if built.get(name) != here[name]:
+            logger.warning("the engine was tuned with %s %r, here is %r", name, built.get(name), here[name])
 
 
 def _bind(model: ir.Model, plan: Plan, stored: Mapping[str, Any], where: str, target: Target) -> Executable:

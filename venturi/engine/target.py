@@ -40,6 +40,8 @@ class Target(Protocol):
 
     def describe(self) -> str: ...
 
+    def fingerprint(self) -> dict[str, str]: ...
+
     def timer(self) -> Timer: ...
 
     def context(self, executable: Executable) -> RunContext: ...
@@ -58,6 +60,9 @@ class CpuTarget:
 
     def describe(self) -> str:
         return "cpu"
+
+    def fingerprint(self) -> dict[str, str]:
+        return {}
 
     def timer(self) -> Timer:
         return CpuTimer()
@@ -94,6 +99,12 @@ class CudaTarget:
         from venturi.backends.cuda.lib.versions import library_versions
 
         return f"{self._gpu.name} sm_{self._gpu.arch} {library_versions()}"
+
+    def fingerprint(self) -> dict[str, str]:
+        """What an engine file remembers of its GPU: kernels are machine code for `arch`."""
+        from venturi.backends.cuda.lib.versions import library_versions
+
+        return {"arch": f"sm_{self._gpu.arch}", "gpu": self._gpu.name, "libraries": library_versions()}
 
     def timer(self) -> Timer:
         from venturi.tuning.cuda_timer import CudaTimer
