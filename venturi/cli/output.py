@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from venturi.core.errors import ShapeError, VenturiError
 from venturi.core.progress import ProgressCallback, ProgressEvent
@@ -28,13 +29,13 @@ def fail(exc: VenturiError) -> None:
 
 
 def table(title: str, columns: list[str], rows: list[list[Any]]) -> Table:
-    """Numbers are right-aligned."""
+    """Numbers are right-aligned; cells are plain text, brackets included."""
     out = Table(title=title, title_justify="left")
     for i, name in enumerate(columns):
         numeric = all(isinstance(r[i], int | float) or r[i] in ("", "-") for r in rows) and bool(rows)
         out.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        out.add_row(*(f"{c:.4g}" if isinstance(c, float) else str(c) for c in row))
+        out.add_row(*(Text(f"{c:.4g}" if isinstance(c, float) else str(c)) for c in row))
     return out
 
 
