@@ -9,15 +9,10 @@ import torch
 import venturi as vt
 from tests.backends.cuda.interpreted import InterpretedDevice
 from tests.backends.cuda.test_clusters import run_all, tensor
-from venturi.backends.cuda.tactics.conv import (
-    DepthwiseConv,
-    ImplicitGemmConv,
-    ProductConv,
-    SplitProductConv,
-    VectorConv,
-)
-from venturi.backends.cuda.tactics.gemm import PointerGemm, TmaGemm, TmaSplitGemm, VectorGemm
+from venturi.backends.cuda.tactics.conv import DepthwiseConv, ImplicitGemmConv, PixelProduct
+from venturi.backends.cuda.tactics.gemm import Gemm
 from venturi.backends.cuda.tactics.pool import ImageMean, WindowPool
+from venturi.backends.cuda.tactics.products import POINTERS, TMA, TMA_SPLIT, VECTOR
 from venturi.backends.cuda.tactics.stem import StemConv
 
 
@@ -26,14 +21,14 @@ def weight(*shape, seed=5):
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-@pytest.mark.parametrize("tactic", [TmaGemm, TmaSplitGemm, PointerGemm])
+@pytest.mark.parametrize("kernel", [TMA, TMA_SPLIT, POINTERS], ids=lambda k: k.suffix)
 @pytest.mark.parametrize("m,n,k", [(17, 24, 40), (64, 64, 64), (33, 128, 200)])
-def test_products_with_bias_residual_and_activation(tactic, m, n, k, precision):
+def test_products_with_bias_residual_and_activation(kernel, m, n, k, precision):
     net = vt.Network()
     x, skip = net.input("x", (m, k)), net.input("skip", (m, n))
     net.output("y", net.gelu(x @ weight(k, n) + weight(n, seed=6)) + skip)
     inputs = {"x": tensor(m, k), "skip": tensor(m, n, seed=3, special=False)}
-    assert run_all(net, tactic(InterpretedDevice()), inputs, precision) == 1
+    assert run_all(net, Gemm(InterpretedDevice(), kernel), inputs, precision) == 1
 
 
 @pytest.mark.parametrize("rows", [1, 5])
@@ -43,7 +38,7 @@ def test_few_rows_split_the_sum(rows):
     net.output("y", net.relu(x @ weight(1024, 36)))
     device = InterpretedDevice()
     device.num_sms = 132
-    tactic = PointerGemm(device)
+    tactic = Gemm(device, POINTERS)
     assert run_all(net, tactic, {"x": tensor(rows, 2, 1024, special=False)}, "fp16") == 1
     used = [c["split"] for n in [net] for c in _configs(n, tactic)]
     assert max(used) > 1
@@ -63,8 +58,8 @@ def test_odd_sizes_are_refused_by_tma_only():
     net = vt.Network()
     x = net.input("x", (20, 30))
     net.output("y", x @ weight(30, 7))
-    assert run_all(net, TmaGemm(InterpretedDevice()), {"x": tensor(20, 30)}, "fp16") == 0
-    assert run_all(net, PointerGemm(InterpretedDevice()), {"x": tensor(20, 30)}, "fp16") == 1
+    assert run_all(net, Gemm(InterpretedDevice(), TMA), {"x": tensor(20, 30)}, "fp16") == 0
+    assert run_all(net, Gemm(InterpretedDevice(), POINTERS), {"x": tensor(20, 30)}, "fp16") == 1
 
 
 CONVS = [
@@ -88,14 +83,14 @@ def test_convolutions(spec):
     assert used == 2
 
 
-@pytest.mark.parametrize("tactic", [ProductConv, SplitProductConv])
-def test_pointwise_convolution_with_residual_as_a_product(tactic):
+@pytest.mark.parametrize("kernel", [TMA, TMA_SPLIT], ids=lambda k: k.suffix)
+def test_pointwise_convolution_with_residual_as_a_product(kernel):
     net = vt.Network()
     x, skip = net.input("x", (2, 16, 5, 7)), net.input("skip", (2, 32, 5, 7))
     y = net.relu(net.conv(x, weight(32, 16, 1, 1), weight(32, seed=8)) + skip)
     net.output("y", net.conv(y, weight(8, 32, 1, 1), weight(8, seed=9)))
     inputs = {"x": tensor(2, 16, 5, 7, special=False), "skip": tensor(2, 32, 5, 7, seed=4)}
-    assert run_all(net, tactic(InterpretedDevice()), inputs, "fp16") == 2
+    assert run_all(net, PixelProduct(InterpretedDevice(), kernel), inputs, "fp16") == 2
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -122,7 +117,7 @@ def test_few_rows_without_tensor_cores():
     x, skip = net.input("x", (3, 300)), net.input("skip", (3, 37))
     net.output("y", net.relu(x @ weight(300, 37) + weight(37, seed=6)) + skip)
     inputs = {"x": tensor(3, 300), "skip": tensor(3, 37, seed=3)}
-    assert run_all(net, VectorGemm(InterpretedDevice()), inputs, "fp16") == 1
+    assert run_all(net, Gemm(InterpretedDevice(), VECTOR), inputs, "fp16") == 1
 
 
 def squeeze(keepdims=1):
@@ -144,7 +139,7 @@ def test_means_over_images(keepdims):
 
 
 def test_squeeze_and_excitation_layers_as_vector_products():
-    assert run_all(squeeze(), VectorConv(InterpretedDevice()), {"x": tensor(2, 40, 9, 8)}, "fp16") == 2
+    assert run_all(squeeze(), PixelProduct(InterpretedDevice(), VECTOR), {"x": tensor(2, 40, 9, 8)}, "fp16") == 2
 
 
 @pytest.mark.parametrize("op,attrs", [

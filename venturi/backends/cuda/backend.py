@@ -13,17 +13,12 @@ from venturi.backends.cuda.placement import OnDevice
 from venturi.backends.cuda.tactics.aten_conv import AtenCudnnConv
 from venturi.backends.cuda.tactics.attention import TritonAttention
 from venturi.backends.cuda.tactics.clusters import TritonPointwise, TritonRows
-from venturi.backends.cuda.tactics.conv import (
-    DepthwiseConv,
-    ImplicitGemmConv,
-    ProductConv,
-    SplitProductConv,
-    VectorConv,
-)
+from venturi.backends.cuda.tactics.conv import DepthwiseConv, ImplicitGemmConv, PixelProduct
 from venturi.backends.cuda.tactics.cublaslt import CublasLtGemm
 from venturi.backends.cuda.tactics.cudnn import CudnnConv
-from venturi.backends.cuda.tactics.gemm import PointerGemm, TmaGemm, TmaSplitGemm, VectorGemm
+from venturi.backends.cuda.tactics.gemm import Gemm
 from venturi.backends.cuda.tactics.pool import ImageMean, WindowPool
+from venturi.backends.cuda.tactics.products import POINTERS, TMA, TMA_SPLIT, VECTOR
 from venturi.backends.cuda.tactics.reference import DeviceReference
 from venturi.backends.cuda.tactics.stem import StemConv
 from venturi.backends.sdpa import SdpaAttention
@@ -45,21 +40,21 @@ def cuda_backend(device: KernelDevice, place: torch.device) -> Backend:
     """Tactics for kernels of `device` on tensors of `place`."""
     reference = DeviceReference()
     tactics: tuple[Tactic, ...] = (
-        ProductConv(device),
-        SplitProductConv(device),
+        PixelProduct(device, TMA),
+        PixelProduct(device, TMA_SPLIT),
         StemConv(device),
         ImplicitGemmConv(device),
         CudnnConv(device),
         AtenCudnnConv(),
         DepthwiseConv(device),
-        VectorConv(device),
+        PixelProduct(device, VECTOR),
         WindowPool(device),
         ImageMean(device),
         CublasLtGemm(),
-        TmaGemm(device),
-        TmaSplitGemm(device),
-        PointerGemm(device),
-        VectorGemm(device),
+        Gemm(device, TMA),
+        Gemm(device, TMA_SPLIT),
+        Gemm(device, POINTERS),
+        Gemm(device, VECTOR),
         TritonAttention(device),
         SdpaAttention(reference),
         TritonPointwise(device),

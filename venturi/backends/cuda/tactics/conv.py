@@ -12,20 +12,21 @@ import torch.nn.functional as F
 
 from venturi.backends.base import Config, Kernel, RegionView
 from venturi.backends.cuda.codegen.conv import ConvGeometry, depthwise_source, implicit_source
-from venturi.backends.cuda.codegen.gemm import GemmConfig, tma_source, tma_split_source, vector_source
+from venturi.backends.cuda.codegen.gemm import GemmConfig
 from venturi.backends.cuda.codegen.pack import PIXELS, WIDTH, pack_source
 from venturi.backends.cuda.codegen.tile import TileBody, read_tile
 from venturi.backends.cuda.device import KernelDevice
 from venturi.backends.cuda.kernel import KernelSource
 from venturi.backends.cuda.tactics.candidates import product_candidates
-from venturi.backends.cuda.tactics.gemm import (
-    HALF,
+from venturi.backends.cuda.tactics.gemm import HALF
+from venturi.backends.cuda.tactics.products import (
     MAX_CANDIDATES,
+    Operands,
+    Product,
+    ProductKernel,
     TileOperands,
+    num_tiles,
     split_buffers,
-    tma_configs,
-    tma_split_configs,
-    vector_configs,
 )
 from venturi.backends.cuda.tactics.reference import DeviceReference
 from venturi.ir.build import static_shape
@@ -173,20 +174,19 @@ class ImplicitGemmConv:
     def sources(self, region: RegionView, config: Config) -> list[KernelSource]:
         conv = read_convolution(region)
         assert isinstance(conv, Convolution)
-        arch = self._device.arch
-        extra = [pack_source(region, conv.dtype, conv.given_channels, arch)] if conv.is_padded else []
-        return [implicit_source(region, conv.tile, conv.geometry, conv.dtype, GemmConfig(**config), arch), *extra]
+        c, arch = GemmConfig(**config), self._device.arch
+        product = implicit_source(region, conv.tile, conv.geometry, conv.dtype, c, arch)
+        return [product, *pack_sources(region, conv, self._device)]
 
     def bind(self, region: RegionView, config: Config) -> Kernel:
         conv = read_convolution(region)
         assert isinstance(conv, Convolution)
         g, c, frame = conv.geometry, GemmConfig(**config), ConvFrame(region, conv, self._device)
-        kernel = self._device.kernel(implicit_source(region, conv.tile, g, conv.dtype, c, self._device.arch))
-        weight = conv.packed(region)
+        kernel, weight = self._device.kernel(self.sources(region, config)[0]), conv.packed(region)
 
         def launch(x: T, out: T, tiles: list[T], sizes: list[int]) -> None:
             rows = sizes[0] * sizes[3] * sizes[4]
-            count = -(-rows // c.bm) * -(-g.outputs // c.bn)
+            count = num_tiles(rows, g.outputs, c)
             work, locks = split_buffers(out, c.split, rows * g.outputs, count)
             columns = frame.operands.columns
             kernel.launch((count, c.split), [x, weight, out, *columns, *tiles, work, locks, *sizes, g.outputs])
@@ -194,125 +194,45 @@ class ImplicitGemmConv:
         return frame.kernel(launch)
 
 
-class ProductConv:
-    """1x1 with unit strides: a persistent TMA product over pixels."""
+class PixelProduct:
+    """1x1 with unit strides: a product kernel over pixels."""
 
-    name = "triton-conv-1x1-tma"
-
-    def __init__(self, device: KernelDevice) -> None:
-        self._device = device
+    def __init__(self, device: KernelDevice, kernel: ProductKernel) -> None:
+        self.name = f"triton-conv-1x1{kernel.suffix}"
+        self._device, self._kernel = device, kernel
 
     def match(self, region: RegionView) -> list[Config] | str:
         conv = read_convolution(region)
         if isinstance(conv, str):
             return conv
-        g = conv.geometry
-        if not g.is_product:
+        if not conv.geometry.is_product:
             return "not 1x1 with unit strides"
-        if self._device.arch < 90:
-            return "no tensor memory accelerator"
-        if g.channels % 8 or g.outputs % 8:
-            return f"{g.channels} and {g.outputs} channels must be multiples of 8"
-        if conv.rows is not None and conv.rows < 16:
-            return f"{conv.rows} pixels"
-        return tma_configs(conv.rows, g.outputs, g.channels, self._device.num_sms)
+        return self._kernel.configs(self._product(conv), self._device)
+
+    @staticmethod
+    def _product(conv: Convolution) -> Product:
+        return Product(conv.rows, conv.geometry.outputs, conv.geometry.channels, conv.dtype, conv.tile)
 
     def sources(self, region: RegionView, config: Config) -> list[KernelSource]:
         conv = read_convolution(region)
         assert isinstance(conv, Convolution)
-        return [tma_source(region, conv.tile, conv.dtype, GemmConfig(**config), self._device.arch)]
+        return [
+            self._kernel.source(region, self._product(conv), config, self._device.arch),
+            *pack_sources(region, conv, self._device),
+        ]
 
     def bind(self, region: RegionView, config: Config) -> Kernel:
         conv = read_convolution(region)
         assert isinstance(conv, Convolution)
-        g, c, frame = conv.geometry, GemmConfig(**config), ConvFrame(region, conv, self._device)
-        kernel = self._device.kernel(tma_source(region, conv.tile, conv.dtype, c, self._device.arch))
-        weight, programs = conv.packed(region), self._device.num_sms * c.waves
+        device, frame = self._device, ConvFrame(region, conv, self._device)
+        kernel, weight = device.kernel(self.sources(region, config)[0]), conv.packed(region)
 
         def launch(x: T, out: T, tiles: list[T], sizes: list[int]) -> None:
             rows = sizes[0] * sizes[1] * sizes[2]
-            count = -(-rows // c.bm) * -(-g.outputs // c.bn)
             flat = [_pixels(t, rows) for t in (x, out, *tiles)]
-            kernel.launch(
-                (min(count, programs),),
-                [flat[0], weight, *flat[1:], *frame.operands.columns, rows, g.outputs, g.channels],
+            self._kernel.launch(
+                kernel, config, device, Operands(flat[0], weight, flat[1], flat[2:], frame.operands.columns)
             )
-
-        return frame.kernel(launch)
-
-
-class SplitProductConv:
-    """1x1 with unit strides, one tile a program: residuals load while the sums run, K is shared when tiles are few."""
-
-    name = "triton-conv-1x1-tma-split"
-
-    def __init__(self, device: KernelDevice) -> None:
-        self._device = device
-
-    def match(self, region: RegionView) -> list[Config] | str:
-        conv = read_convolution(region)
-        if isinstance(conv, str):
-            return conv
-        g = conv.geometry
-        if not g.is_product or self._device.arch < 90:
-            return "not 1x1 with unit strides, or no tensor memory accelerator"
-        if g.channels % 8 or g.outputs % 8 or conv.rows is None or conv.rows < 16:
-            return f"{g.channels} to {g.outputs} channels must be multiples of 8, pixels ({conv.rows}) at least 16"
-        return tma_split_configs(conv.rows, g.outputs, g.channels, self._device.num_sms)
-
-    def sources(self, region: RegionView, config: Config) -> list[KernelSource]:
-        conv = read_convolution(region)
-        assert isinstance(conv, Convolution)
-        return [tma_split_source(region, conv.tile, conv.dtype, GemmConfig(**config), self._device.arch)]
-
-    def bind(self, region: RegionView, config: Config) -> Kernel:
-        conv = read_convolution(region)
-        assert isinstance(conv, Convolution)
-        g, c, frame = conv.geometry, GemmConfig(**config), ConvFrame(region, conv, self._device)
-        kernel, weight = self._device.kernel(self.sources(region, config)[0]), conv.packed(region)
-
-        def launch(x: T, out: T, tiles: list[T], sizes: list[int]) -> None:
-            rows = sizes[0] * sizes[1] * sizes[2]
-            count = -(-rows // c.bm) * -(-g.outputs // c.bn)
-            work, locks = split_buffers(out, c.split, rows * g.outputs, count)
-            columns = frame.operands.columns
-            pointers = [_pixels(x, rows), weight, out, *columns, *tiles, work, locks]
-            kernel.launch((count, c.split), [*pointers, rows, g.outputs, g.channels])
-
-        return frame.kernel(launch)
-
-
-class VectorConv:
-    """1x1 on few pixels: squeeze-and-excitation layers and classifiers."""
-
-    name = "triton-conv-gemv"
-
-    def __init__(self, device: KernelDevice) -> None:
-        self._device = device
-
-    def match(self, region: RegionView) -> list[Config] | str:
-        conv = read_convolution(region)
-        if isinstance(conv, str):
-            return conv
-        g = conv.geometry
-        return vector_configs(conv.rows, g.outputs, g.channels) if g.is_product else "not 1x1 with unit strides"
-
-    def sources(self, region: RegionView, config: Config) -> list[KernelSource]:
-        conv = read_convolution(region)
-        assert isinstance(conv, Convolution)
-        size = (config["columns"], config["depth"], config["warps"])
-        return [vector_source(region, conv.tile, conv.dtype, *size, self._device.arch)]
-
-    def bind(self, region: RegionView, config: Config) -> Kernel:
-        conv = read_convolution(region)
-        assert isinstance(conv, Convolution)
-        g, frame, columns = conv.geometry, ConvFrame(region, conv, self._device), config["columns"]
-        kernel, weight = self._device.kernel(self.sources(region, config)[0]), conv.packed(region)
-
-        def launch(x: T, out: T, tiles: list[T], sizes: list[int]) -> None:
-            rows = sizes[0] * sizes[1] * sizes[2]
-            grid = (-(-g.outputs // columns), rows)
-            kernel.launch(grid, [x, weight, out, *frame.operands.columns, *tiles, rows, g.outputs, g.channels])
 
         return frame.kernel(launch)
 
@@ -320,6 +240,11 @@ class VectorConv:
 def _pixels(x: T, rows: int) -> T:
     """An NHWC tensor as [pixels, channels]."""
     return x.permute(0, 2, 3, 1).reshape(rows, x.shape[1])
+
+
+def pack_sources(region: RegionView, conv: Convolution, device: KernelDevice) -> list[KernelSource]:
+    """The kernel that pads few channels to 8, where the convolution needs it."""
+    return [pack_source(region, conv.dtype, conv.given_channels, device.arch)] if conv.is_padded else []
 
 
 class DepthwiseConv:

@@ -9,7 +9,8 @@ import torch
 
 from venturi.backends.base import Config, Kernel, RegionView
 from venturi.backends.cuda.lib.cublaslt import LtProblem, LtProduct, frozen, library
-from venturi.backends.cuda.tactics.gemm import Product, aligned, read_product
+from venturi.backends.cuda.tactics.gemm import Linear, aligned, read_linear
+from venturi.backends.cuda.tactics.products import Product
 from venturi.backends.cuda.tactics.reference import DeviceReference
 from venturi.core.errors import TuningError
 from venturi.ops.tensors import STORAGE
@@ -24,10 +25,10 @@ class CublasLtGemm:
     name = "cublaslt"
 
     def match(self, region: RegionView) -> list[Config] | str:
-        made = read_product(region)
+        made = read_linear(region)
         if isinstance(made, str):
             return made
-        problem = read_problem(region, made)
+        problem = read_problem(region, made.product)
         if isinstance(problem, str):
             return problem
         if library() is None:
@@ -36,21 +37,21 @@ class CublasLtGemm:
         return [{"algorithm": a, "workspace": w} for a, w in found] or "cuBLASLt has no algorithm"
 
     def bind(self, region: RegionView, config: Config) -> Kernel:
-        made = read_product(region)
-        assert isinstance(made, Product)
-        problem = read_problem(region, made)
+        made = read_linear(region)
+        assert isinstance(made, Linear)
+        tile, problem = made.product.tile, read_problem(region, made.product)
         assert isinstance(problem, LtProblem)
-        bias = region.constant(made.tile.columns[0]).reshape(-1).contiguous() if problem.bias else None
+        bias = region.constant(tile.columns[0]).reshape(-1).contiguous() if problem.bias else None
         product = LtProduct(problem, bias)
         workspace = product.workspace_of(config["algorithm"])
         if workspace is None:
             raise TuningError("this cuBLASLt does not run the frozen algorithm; build the engine again")
         algorithm, weight = frozen(config["algorithm"]), made.packed(region)
-        first, fallback = region.position(region.anchor.inputs[0]), DeviceReference().bind(region, {}).run
-        residual = region.position(made.tile.tiles[0]) if problem.residual else None
+        fallback = DeviceReference().bind(region, {}).run
+        residual = region.position(tile.tiles[0]) if problem.residual else None
 
         def run(*args: Any) -> Any:
-            x: T = args[first]  # type: ignore[index]
+            x: T = args[made.first]
             if x.numel() != problem.m * problem.k:
                 return fallback(*args)
             out = torch.empty((*x.shape[:-1], problem.n), dtype=problem.dtype, device=x.device)

@@ -7,12 +7,11 @@ from typing import Any
 import torch
 
 from venturi.backends.base import Config, Kernel, RegionView
-from venturi.backends.cuda.codegen.pack import pack_source
 from venturi.backends.cuda.device import KernelDevice
 from venturi.backends.cuda.kernel import KernelSource
 from venturi.backends.cuda.lib import cudnn
 from venturi.backends.cuda.lib.cudnn import ConvPlan, ConvProblem
-from venturi.backends.cuda.tactics.conv import NHWC, ConvFrame, Convolution, nhwc, read_convolution
+from venturi.backends.cuda.tactics.conv import NHWC, ConvFrame, Convolution, nhwc, pack_sources, read_convolution
 from venturi.backends.cuda.tactics.reference import DeviceReference
 from venturi.ir.build import static_shape
 from venturi.ops.tensors import STORAGE
@@ -77,7 +76,7 @@ class CudnnConv:
     def sources(self, region: RegionView, config: Config) -> list[KernelSource]:
         conv = read_convolution(region)
         assert isinstance(conv, Convolution)
-        return [pack_source(region, conv.dtype, conv.given_channels, self._device.arch)] if conv.is_padded else []
+        return pack_sources(region, conv, self._device)
 
     def bind(self, region: RegionView, config: Config) -> Kernel:
         conv, problem = read_convolution(region), self._problem(region)

@@ -15,7 +15,7 @@ from venturi.backends.cuda.device import KernelDevice
 from venturi.backends.cuda.kernel import KernelSource
 from venturi.backends.cuda.tactics.candidates import product_candidates
 from venturi.backends.cuda.tactics.conv import NHWC, Convolution, nhwc, read_convolution
-from venturi.backends.cuda.tactics.gemm import MAX_CANDIDATES, TileOperands, split_buffers
+from venturi.backends.cuda.tactics.products import MAX_CANDIDATES, TileOperands, num_tiles, split_buffers
 from venturi.backends.cuda.tactics.reference import DeviceReference
 from venturi.ops.tensors import STORAGE
 
@@ -97,7 +97,7 @@ class StemConv:
             blocks.launch((-(-images * bp * bq // size),), [x, packed, images, height, width, bp, bq, *x.stride()])
             out = torch.empty((images, g.outputs, p, q), dtype=dtype, device=x.device, memory_format=NHWC)
             rows = images * p * q
-            count = -(-rows // c.bm) * -(-g.outputs // c.bn)
+            count = num_tiles(rows, g.outputs, c)
             work, locks = split_buffers(out, c.split, rows * g.outputs, count)
             tiles = [nhwc(t) for t in operands.tiles(args)]
             pointers = [packed, weight, out, *operands.columns, *tiles, work, locks]
