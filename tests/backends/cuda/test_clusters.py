@@ -136,3 +136,35 @@ def test_rows_refuses_a_softmax_over_another_axis():
     x = net.input("x", (3, 4, 5), "float32")
     net.output("y", net.softmax(x, axis=1))
     assert run_all(net, TritonRows(InterpretedDevice()), {"x": tensor(3, 4, 5)}) == 0
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_channels_last_values_keep_their_layout(batch):
+    net = vt.Network()
+    x, gate = net.input("x", (batch, 8, 5, 6)), net.input("gate", (batch, 8, 1, 1))
+    kernel = np.random.default_rng(0).standard_normal((8, 8, 1, 1)).astype(np.float32)
+    scale = np.random.default_rng(1).standard_normal((8, 1, 1)).astype(np.float32)
+    y = net.conv(x, kernel)
+    y = net.conv(net.tanh(y * net.sigmoid(gate) + x) * scale, kernel)
+    net.output("y", y)
+    inputs = {"x": tensor(batch, 8, 5, 6).contiguous(memory_format=torch.channels_last), "gate": tensor(batch, 8, 1, 1)}
+    model = optimize(net)
+    marked = [n for n in model.graph if n.metadata_props.get("venturi.layout") == "NHWC"]
+    assert len(marked) >= 3
+    assert run_all(net, TritonPointwise(InterpretedDevice()), inputs) >= 1
+
+
+def test_the_result_of_a_channels_last_kernel_is_channels_last():
+    net = vt.Network()
+    x = net.input("x", (2, 8, 5, 6))
+    kernel = np.ones((8, 8, 1, 1), np.float32)
+    y = net.conv(x, kernel)
+    net.output("y", net.conv(net.tanh(y) * y, kernel))
+    model = optimize(net)
+    weights = stored_weights(model.graph)
+    tactic = TritonPointwise(InterpretedDevice())
+    (region,) = [r for n in model.graph if not isinstance(tactic.match(r := RegionView(n, weights)), str)]
+    given = tensor(2, 8, 5, 6).contiguous(memory_format=torch.channels_last)
+    for x in (given, given.contiguous()):
+        out = tactic.bind(region, tactic.match(region)[0]).run(*[x] * len(region.dynamic))
+        assert out.is_contiguous(memory_format=torch.channels_last)
