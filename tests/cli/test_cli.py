@@ -175,3 +175,20 @@ def test_errors(args: list[str], words: str, folder: Path) -> None:
 )  # fmt: skip
 def test_help_shows_an_example(command: str, folder: Path) -> None:
     assert "Example:" in venturi(*command.split(), "--help", cwd=folder)
+
+
+def test_brackets_in_names_are_printed_as_they_are(tmp_path: Path) -> None:
+    import onnx_ir as ir
+
+    import venturi as vt
+
+    net = vt.Network("names")
+    x = net.input("x", (2, 3))
+    y = net.op("Cos", x, name="[/red] [bold]layer[/]")
+    net.output("y", net.op("CumSum", y, np.array(0, np.int64), name="a[/b]"))
+    ir.save(net.to_model(), tmp_path / "m.onnx")
+    for args in (["build", "m.onnx"], ["inspect", "model", "m.onnx"], ["check", "m.onnx"]):
+        venturi(*args, cwd=tmp_path)
+    for args in (["inspect", "engine", "m.vt"], ["inspect", "plan", "m.vt"]):
+        assert "[/red] [bold]" in venturi(*args, cwd=tmp_path)
+    assert "[/red] [bold]" in str(vt.load(tmp_path / "m.vt").inspect())

@@ -15,7 +15,8 @@ from rich.text import Text
 from venturi.core.errors import ShapeError, VenturiError
 from venturi.core.progress import ProgressCallback, ProgressEvent
 
-console = Console(width=None if sys.stdout.isatty() else 140)
+# Names come from models: brackets in them are no markup.
+console = Console(width=None if sys.stdout.isatty() else 140, markup=False)
 errors = Console(stderr=True)
 
 
@@ -49,7 +50,7 @@ def progress_bar(enabled: bool = True) -> Iterator[ProgressCallback | None]:
 
     with Progress(
         TextColumn("{task.description:>8}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
-        TimeElapsedColumn(), TextColumn("{task.fields[detail]}"), console=errors, transient=True,
+        TimeElapsedColumn(), TextColumn("{task.fields[detail]}", markup=False), console=errors, transient=True,
     ) as bar:  # fmt: skip
         tasks: dict[str, Any] = {}
 

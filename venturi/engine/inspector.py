@@ -46,12 +46,13 @@ class Report:
         from rich.console import Console
 
         text = StringIO()
-        Console(file=text, width=140).print(self.table())
+        Console(file=text, width=140, markup=False).print(self.table())
         return text.getvalue()
 
     def table(self) -> Any:
         """A rich table, slowest information first: one row a layer in execution order."""
         from rich.table import Table
+        from rich.text import Text
 
         table = Table(
             title=f"{len(self.layers)} layers, {self.total_us / 1e3:.3f} ms on {self.target} ({self.precision})"
@@ -64,7 +65,7 @@ class Report:
                 no_wrap=True,
             )
         for i, layer in enumerate(self.layers):
-            table.add_row(
+            cells = (
                 str(i),
                 layer.name,
                 "+".join(layer.ops),
@@ -74,6 +75,7 @@ class Report:
                 "-" if layer.gflops is None else f"{layer.gflops:.0f}",
                 ", ".join(layer.sources),
             )
+            table.add_row(*map(Text, cells))
         return table
 
 
