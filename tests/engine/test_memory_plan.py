@@ -116,3 +116,24 @@ def test_the_cache_decides_the_tactic(tmp_path: Path) -> None:
     path.write_text(json.dumps(data))
     engine = vt.build(model, timing_cache=path)
     assert engine.plan.steps[0].tactic == "aten-linear"
+
+
+def test_only_cached_winners_are_expected_to_be_bound(tmp_path: Path) -> None:
+    """What a GPU build compiles ahead: every candidate without a cache, one with it, the first at level 0."""
+    from tests.passes.harness import optimize
+    from venturi.backends.base import RegionView
+    from venturi.backends.cpu.backend import CPU
+    from venturi.engine.builder import stored_weights
+    from venturi.tuning.tuner import Tuner
+
+    path = tmp_path / "c.json"
+    net = vt.Network("gemm")
+    net.output("y", net.input("x", (8, 32)) @ np.ones((32, 16), np.float32))
+    model = optimize(net)
+    (node,) = [n for n in model.graph if n.op_type == "MatMul"]
+    region = RegionView(node, stored_weights(model.graph))
+    everything = Tuner(CPU, TimingCache(path)).expected(region)
+    assert len(everything) >= 3
+    chosen = vt.build(net.to_model(), device="cpu", timing_cache=path).plan.steps[0]
+    assert [(t.name, dict(c)) for t, c in Tuner(CPU, TimingCache(path)).expected(region)] == [(chosen.tactic, chosen.config)]
+    assert len(Tuner(CPU, TimingCache(None), level=0).expected(region)) == 1

@@ -57,8 +57,8 @@ def compile_model(model: ir.Model, config: BuildConfig, progress: ProgressCallba
     tuner = Tuner(target.backend, cache, config.opt_level, config.budget, config.strict, target.timer())
     profile = config.profiles[0] if config.profiles else None
     examples = None if config.opt_level == 0 else example_inputs(model.graph, profile, config.seed)
-    if config.opt_level > 0:
-        target.prepare([RegionView(n, weights) for n in model.graph], progress)
+    regions = [RegionView(n, weights) for n in model.graph]
+    target.prepare(((t, r, c) for r in regions for t, c in tuner.expected(r)), progress)
     steps, kernels = _plan_steps(model.graph, weights, tuner, _placed(examples, target), progress)
     try:
         cache.save()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 
-from venturi.backends.base import Backend, RegionView
+from venturi.backends.base import Backend, Config, RegionView, Tactic
 from venturi.backends.cpu.backend import CPU
 from venturi.core.errors import DeviceError
 from venturi.core.progress import ProgressCallback, report
@@ -16,6 +16,8 @@ from venturi.runtime.context import Context
 from venturi.runtime.executable import Executable
 from venturi.runtime.profiler import Profiler
 from venturi.tuning.timer import CpuTimer, Timer
+
+Expected = tuple[Tactic, RegionView, Config]
 
 
 class RunContext(Protocol):
@@ -48,7 +50,7 @@ class Target(Protocol):
 
     def weights(self, host: Mapping[str, Any]) -> Mapping[str, Any]: ...
 
-    def prepare(self, regions: Sequence[RegionView], progress: ProgressCallback | None) -> None: ...
+    def prepare(self, expected: Iterable[Expected], progress: ProgressCallback | None) -> None: ...
 
     def kernel_files(self) -> dict[str, bytes]: ...
 
@@ -73,7 +75,7 @@ class CpuTarget:
     def weights(self, host: Mapping[str, Any]) -> Mapping[str, Any]:
         return host
 
-    def prepare(self, regions: Sequence[RegionView], progress: ProgressCallback | None) -> None:
+    def prepare(self, expected: Iterable[Expected], progress: ProgressCallback | None) -> None:
         """Nothing is compiled ahead on the CPU."""
 
     def kernel_files(self) -> dict[str, bytes]:
@@ -121,16 +123,13 @@ class CudaTarget:
 
         return DeviceWeights(host, self.device)
 
-    def prepare(self, regions: Sequence[RegionView], progress: ProgressCallback | None) -> None:
-        """Compile the kernels of every candidate of every Region, in parallel."""
+    def prepare(self, expected: Iterable[Expected], progress: ProgressCallback | None) -> None:
+        """Compile the kernels that may be bound, in parallel."""
         sources = []
-        for region in regions:
-            for tactic in self.backend.tactics:
-                make = getattr(tactic, "sources", None)
-                configs = tactic.match(region) if make is not None else ""
-                if make is not None and not isinstance(configs, str):
-                    for config in configs:
-                        sources += make(region, config)
+        for tactic, region, config in expected:
+            make = getattr(tactic, "sources", None)
+            if make is not None:
+                sources += make(region, config)
         self._store.compile(sources, lambda i, n: report(progress, "compile", i, n))
 
     def kernel_files(self) -> dict[str, bytes]:

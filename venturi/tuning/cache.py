@@ -65,6 +65,10 @@ class TimingCache:
         self.misses += found is None
         return None if found is None else [Measurement(**m) for m in found]
 
+    def starting_with(self, prefix: str) -> list[list[Measurement]]:
+        """What is known of every problem whose key starts so; counts neither hits nor misses."""
+        return [[Measurement(**m) for m in found] for key, found in self._mine.items() if key.startswith(prefix)]
+
     def put(self, problem: str, measurements: list[Measurement]) -> None:
         self._mine[problem] = [asdict(m) for m in measurements]
         self._dirty = True

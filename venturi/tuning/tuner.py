@@ -70,6 +70,25 @@ class Tuner:
                 return choice
         return self._measure(region, args, candidates, rejected, problem)
 
+    def expected(self, region: RegionView) -> list[tuple[Tactic, Config]]:
+        """What `choose` may bind for the Region: winners the cache knows at any shape, else every candidate."""
+        winners: list[tuple[Tactic, Config]] = []
+        for known in self.cache.starting_with(region.signature() + "@"):
+            timed = [m for m in known if m.median_us is not None]
+            best = self._winner(timed) if timed else None
+            tactic = self.backend.tactic(best.tactic) if best is not None else None
+            if best is not None and tactic is not None:
+                winners.append((tactic, best.config))
+        candidates, _ = self._candidates(region)
+        return winners or candidates[: 1 if self.level == 0 else None]
+
+    def _winner(self, timed: Sequence[Measurement]) -> Measurement:
+        """The preferred tactic among those within a tie of the fastest."""
+        fastest = min(m.median_us or 0.0 for m in timed)
+        order = {t.name: i for i, t in enumerate(self.backend.tactics)}
+        tied = [m for m in timed if (m.median_us or 0.0) <= TIE * fastest]
+        return min(tied, key=lambda m: order.get(m.tactic, len(order)))
+
     def _candidates(self, region: RegionView) -> tuple[list[tuple[Tactic, Config]], list[Measurement]]:
         candidates: list[tuple[Tactic, Config]] = []
         rejected = []
@@ -97,10 +116,7 @@ class Tuner:
         seen = {(m.tactic, repr(sorted(m.config.items()))) for m in known}
         if not timed or any((t.name, repr(sorted(c.items()))) not in seen for t, c in candidates):
             return None
-        fastest = min(m.median_us or 0.0 for m in timed)
-        order = {t.name: i for i, t in enumerate(self.backend.tactics)}
-        tied = [m for m in timed if (m.median_us or 0.0) <= TIE * fastest]
-        best = min(tied, key=lambda m: order.get(m.tactic, len(order)))
+        best = self._winner(timed)
         tactic = self.backend.tactic(best.tactic)
         if tactic is None:
             return None
