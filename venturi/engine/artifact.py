@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -43,8 +44,6 @@ def manifest_of(plan: Plan, extra: Mapping[str, Any]) -> dict[str, Any]:
 
 def save_artifact(path: str | Path, plan: Plan, entries: Mapping[str, Chunks], extra: Mapping[str, Any]) -> None:
     """`entries` are graph.onnx, weights and, for refittable engines, the source; checksums are added here."""
-    import hashlib
-
     sums = {}
     listed = {name: list(chunks) for name, chunks in entries.items()}
     for name, chunks in listed.items():
@@ -60,7 +59,7 @@ def save_artifact(path: str | Path, plan: Plan, entries: Mapping[str, Chunks], e
 
 def open_artifact(path: str | Path, target: str | None = None, *, verify: bool = True) -> Loaded:
     """`target` None is the file's first. Raises EngineError for anything that is not an intact engine file of a
-    format this version reads."""
+    format this version reads. Without `verify` only the manifest and the plan are checked, not the weights."""
     with mapped(str(path), EngineError):
         container = Container(path, verify=verify)
         manifest = read_json(container, "manifest.json")
@@ -71,7 +70,11 @@ def open_artifact(path: str | Path, target: str | None = None, *, verify: bool =
         target = targets[0] if target is None and isinstance(targets, list) and targets else target
         if target not in targets:
             raise EngineError(f"the engine has plans for {targets}, not for {target!r}")
-        return Loaded(container, manifest, Plan.from_json(read_json(container, f"plan-{target}.json")))
+        name, sums = f"plan-{target}.json", manifest.get("sha256")
+        found = hashlib.sha256(container.entry(name)).hexdigest()
+        if not isinstance(sums, dict) or sums.get(name) != found:
+            raise EngineError(f"entry {name!r} is damaged: its SHA-256 is not the one in the manifest; build it again")
+        return Loaded(container, manifest, Plan.from_json(read_json(container, name)))
 
 
 def read_json(container: Container, name: str) -> Any:
