@@ -11,6 +11,7 @@ from venturi.backends.base import Arguments, Config, Kernel, RegionView
 from venturi.backends.cuda.device import DeviceWeights
 from venturi.backends.cuda.placement import Mover
 from venturi.backends.reference.program import Program, node_function
+from venturi.core.log import logger
 from venturi.ir.build import subgraphs
 from venturi.ir.region import body_of, is_region
 from venturi.ops.table import SHAPED_BY_VALUES
@@ -50,7 +51,7 @@ class _Placed:
 
     def __init__(self, region: RegionView, device: torch.device) -> None:
         node = region.node
-        self._device = device
+        self._device, self._name = device, region.name or node.op_type
         self._fn = node_function(node, region.weights, str(device))
         self._host_fn = node_function(node, _host(region.weights))
         first = 0 if node.op_type in _SHAPED_BY_FIRST else 1
@@ -82,10 +83,13 @@ class _Placed:
                 inputs[i] = self._moved(x)
         try:
             return self._fn(*inputs, *captured)
-        except (RuntimeError, TypeError, NotImplementedError):
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, TypeError, NotImplementedError) as exc:
             if torch.cuda.is_current_stream_capturing():
                 raise
             result = self._on_copies(own, captured)
+            logger.warning("%s runs on the host: its reference refuses device tensors (%s)", self._name, exc)
             self._refused = True
             return result
 
