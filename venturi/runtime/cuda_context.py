@@ -58,7 +58,7 @@ class CudaContext:
         with torch.inference_mode(), torch.cuda.device(self._device), using(self._scratch):
             self._join()
             if self.profiler is not None or binding is not None:
-                return self._eager(self._on_device(args), self.profiler)
+                return _own(self._eager(self._on_device(args), self.profiler))
             return self._bind(key, args)
 
     @torch.no_grad()
@@ -123,8 +123,7 @@ class CudaContext:
     def _bind(self, key: tuple[Any, ...], args: Sequence[Any]) -> list[Any]:
         """Run once as it is, then capture the same steps on inputs of our own."""
         moved = self._on_device(args)
-        result = self._eager(list(moved))
-        result = [x.clone() if isinstance(x, T) else x for x in result]
+        result = _own(self._eager(list(moved)))
         if not all(isinstance(x, T) for x in (*moved, *result)):
             self._keep(key, GraphBinding((), (), None, "inputs or outputs that are no tensors", 0))
             return result
@@ -167,6 +166,11 @@ class CudaContext:
         self._bindings[key] = binding
         while len(self._bindings) > MAX_BINDINGS:
             self._bindings.popitem(last=False)
+
+
+def _own(outputs: list[Any]) -> list[Any]:
+    """Copies: an output may be a weight, an input, or memory of the context."""
+    return [x.clone() if isinstance(x, T) else x for x in outputs]
 
 
 def _key(args: Sequence[Any]) -> tuple[Any, ...]:

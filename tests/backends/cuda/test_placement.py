@@ -35,6 +35,21 @@ def test_copies_are_kept_by_content():
     assert move(None) is None
 
 
+def test_copies_that_a_graph_reads_are_never_dropped(monkeypatch):
+    import venturi.backends.cuda.placement as placement
+
+    move = Mover(META)
+    monkeypatch.setattr(placement, "_capturing", lambda device: True)
+    monkeypatch.setattr(torch.Tensor, "data_ptr", lambda self: id(self))
+    held = move(torch.arange(3))
+    monkeypatch.setattr(placement, "_capturing", lambda device: False)
+    for i in range(100):
+        move(torch.full((2,), i))
+    assert len(move._copies) <= 64
+    assert any(x is held for x in move._captured.values())
+    assert not any(x is held for x in move._copies.values())
+
+
 def test_kernels_see_only_device_tensors():
     class Spy:
         name = "spy"

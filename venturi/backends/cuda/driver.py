@@ -81,7 +81,7 @@ class LoadedKernel:
         self._overlap[0].id, self._overlap[0].value[0] = _PROGRAMMATIC_SERIALIZATION, 1
 
     def launch(self, grid: Sequence[int], args: Sequence[Any]) -> None:
-        """`args` as the source's signature without constants: tensors for pointers, `Described` for descriptors."""
+        """`args` as the source's signature without constants: tensors for pointers and descriptors."""
         if 0 in grid:
             return
         base, pointers = self._buffers()

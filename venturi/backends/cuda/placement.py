@@ -16,12 +16,20 @@ T = torch.Tensor
 _KEPT = 64
 
 
+def _capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
 class Mover:
-    """Device copies of host tensors, kept by content: a captured graph must not copy from the host."""
+    """Device copies of host tensors, kept by content: a captured graph must not copy from the host.
+
+    The least recent copies are dropped, but never one that a captured graph reads.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._copies: OrderedDict[tuple[Any, ...], T] = OrderedDict()
+        self._captured: dict[int, T] = {}
 
     def __call__(self, x: Any) -> Any:
         if not isinstance(x, T) or x.device == self._device:
@@ -33,6 +41,8 @@ class Mover:
             found = self._copies[key] = x.to(self._device)
             while len(self._copies) > _KEPT:
                 self._copies.popitem(last=False)
+        if _capturing(self._device):
+            self._captured[found.data_ptr()] = found
         return found
 
 
