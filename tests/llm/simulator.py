@@ -1,0 +1,94 @@
+"""A model that does nothing but remember: it stores tokens where keys would be, and checks every read.
+
+Each step first carries out the block moves, then checks that the blocks of every chunk hold exactly the tokens before it,
+then writes the chunk's own. The next token is a hash of all tokens so far, so a wrong cache gives wrong text as well.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from venturi.llm.request import PENDING, Logprob, Sequence
+from venturi.llm.scheduler.plan import Drawn, StepPlan, StepResult
+
+VOCAB = 50
+
+
+def next_token(tokens: list[int], salt: int = 0) -> int:
+    return zlib.crc32(bytes(t % 256 for t in tokens), salt) % VOCAB
+
+
+@dataclass
+class Launched:
+    answer: StepResult | Exception
+
+    def result(self) -> StepResult:
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+class RememberingRunner:
+    """A StepRunner. `fault(plan)` may return an exception, raised at launch ("launch", e) or at result ("result", e)."""
+
+    def __init__(self, num_blocks: int, block_tokens: int, host_blocks: int = 0, fault: Callable[[StepPlan], tuple[str, Exception] | None] = lambda plan: None) -> None:
+        self.size = block_tokens
+        self.device = [[None] * block_tokens for _ in range(num_blocks)]
+        self.host = [[None] * block_tokens for _ in range(host_blocks)]
+        self.fault = fault
+        self.max_batch = 0
+        self.max_tokens = 0
+        self.last: dict[int, tuple[Sequence, dict[int, int]]] = {}
+
+    def launch(self, plan: StepPlan) -> Launched:
+        for source, target in plan.moves.swap_out:
+            self.host[target] = list(self.device[source])
+        for source, target in plan.moves.copy:
+            self.device[target] = list(self.device[source])
+        for source, target in plan.moves.swap_in:
+            self.device[target] = list(self.host[source])
+        fault = self.fault(plan)
+        if fault is not None and fault[0] == "launch":
+            raise fault[1]
+        self.max_batch = max(self.max_batch, len(plan.chunks))
+        self.max_tokens = max(self.max_tokens, plan.num_tokens)
+        assert plan.num_tokens == sum(c.end - c.start for c in plan.chunks)
+        written: set[tuple[int, int]] = set()
+        drawn = []
+        for chunk in plan.chunks:
+            tokens = self._values(chunk.seq)[: chunk.end]
+            blocks = chunk.seq.table.blocks
+            for position in range(chunk.start):
+                block, offset = blocks[position // self.size], position % self.size
+                assert self.device[block][offset] == tokens[position], f"position {position} of {chunk.end}: wrong cache content"
+            for position in range(chunk.start, chunk.end):
+                place = (blocks[position // self.size], position % self.size)
+                assert place not in written, "two sequences write one place"
+                written.add(place)
+                self.device[place[0]][place[1]] = tokens[position]
+            for sample in chunk.samples:
+                drawn.append(self._draw(sample.seq, sample.position, tokens))
+        if fault is not None:
+            return Launched(fault[1])
+        return Launched(StepResult(drawn))
+
+    def _draw(self, seq: Sequence, position: int, tokens: list[int]) -> Drawn:
+        token = next_token(tokens, seq.index if seq.request.beam is None else 0)
+        self.last.setdefault(id(seq), (seq, {}))[1][position] = token
+        if seq.request.beam is None:
+            return Drawn(token, -1.0)
+        ranked = [(next_token(tokens, k), -0.1 * (k + 1)) for k in range(2 * seq.request.width)]
+        return Drawn(token, -1.0, {t: Logprob(p, 1) for t, p in ranked})
+
+    def _values(self, seq: Sequence) -> list[int]:
+        known = self.last.get(id(seq), (seq, {}))[1]
+        return [known[i] if t == PENDING and i in known else t for i, t in enumerate(seq.tokens)]
+
+
+def random_prompt(rng: random.Random, shared: list[list[int]], longest: int) -> list[int]:
+    """Prompts that share prefixes, at block borders and inside blocks."""
+    base = rng.choice(shared)[: rng.randrange(longest)] if rng.random() < 0.7 else []
+    return base + [rng.randrange(VOCAB) for _ in range(rng.randrange(1, longest - len(base) + 1))]

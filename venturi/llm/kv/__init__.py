@@ -1,0 +1,1 @@
+"""The paged KV cache: who holds which block (pure Python), and the tensors behind the blocks."""

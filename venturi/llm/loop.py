@@ -1,0 +1,231 @@
+"""The engine loop: schedule, launch, collect. One step is launched before the one before it is collected (overlap).
+
+`EngineLoop.step` is the whole engine without threads; `EngineThread` runs it and is what `api.py` talks to.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+from venturi.core.errors import InternalError, VenturiError
+from venturi.core.log import logger
+from venturi.llm.request import FinishReason, Request, Sequence
+from venturi.llm.scheduler.plan import Chunk, Drawn, PendingStep, StepPlan, StepResult, StepRunner
+from venturi.llm.scheduler.scheduler import Scheduler
+from venturi.llm.stats import LoopStats
+
+
+class EngineLoop:
+    """Turns requests into tokens. Not thread-safe.
+
+    Args:
+        scheduler, runner: who decides and who computes.
+        overlap: steps that may be launched and not yet collected, beyond the newest (0 or 1).
+    """
+
+    def __init__(self, scheduler: Scheduler, runner: StepRunner, *, overlap: bool) -> None:
+        self.scheduler, self.runner = scheduler, runner
+        self.stats = LoopStats()
+        self._depth = 1 if overlap else 0
+        self._launched: deque[tuple[StepPlan, PendingStep]] = deque()
+
+    def add(self, request: Request) -> None:
+        self.scheduler.add(request)
+
+    def abort(self, request: Request) -> None:
+        self._end(request, "cancelled", None)
+
+    def step(self) -> bool:
+        """Launch what can be launched, collect what must be; False when there was nothing to do."""
+        plan = self.scheduler.schedule()
+        if plan is not None:
+            self._launch(plan)
+        if self._launched and (plan is None or len(self._launched) > self._depth):
+            self._collect(*self._launched.popleft())
+        elif plan is None:
+            return False
+        return True
+
+    def _launch(self, plan: StepPlan) -> None:
+        self.stats.on_launch(plan)
+        try:
+            self._launched.append((plan, self.runner.launch(plan)))
+        except Exception as exc:
+            self._fail_step(plan, exc)
+
+    def _collect(self, plan: StepPlan, pending: PendingStep) -> None:
+        try:
+            result = pending.result()
+        except Exception as exc:
+            self._fail_step(plan, exc)
+            return
+        self.stats.on_collect(plan)
+        drawn = iter(result.drawn)
+        for index, chunk in enumerate(plan.chunks):
+            self._collect_chunk(chunk, [next(drawn) for _ in chunk.samples], result, index)
+
+    def _collect_chunk(self, chunk: Chunk, drawn: list[Drawn], result: StepResult, index: int) -> None:
+        seq, request = chunk.seq, chunk.seq.request
+        if index in result.prompt_logprobs and not request.done:
+            request.prompt_logprobs += result.prompt_logprobs[index]
+        if seq.epoch == chunk.epoch and not seq.finished:
+            self.scheduler.cache.publish(seq.table, seq.tokens, chunk.end)
+        for sample, token in zip(chunk.samples, drawn):
+            if sample.seq.finished or request.done:
+                continue
+            if token.error is not None:
+                self._end(request, "error", token.error)
+            elif request.beam is not None:
+                self._collect_beam(request, sample.seq, token)
+            else:
+                self._accept(sample.seq, sample.position, token)
+
+    def _accept(self, seq: Sequence, position: int, drawn: Drawn) -> None:
+        request = seq.request
+        seq.tokens[position] = drawn.token
+        seq.pending -= 1
+        seq.cumulative_logprob += drawn.logprob
+        if drawn.top is not None:
+            seq.logprobs.append(drawn.top)
+        if not request.first_token:
+            request.first_token = time.monotonic()
+        try:
+            reason = finish_reason(seq, position + 1 - request.num_prompt, drawn.token)
+        except Exception as exc:
+            self._end(request, "error", exc)
+            return
+        if reason is not None:
+            del seq.tokens[position + 1 :]
+            self.scheduler.finish(seq, reason)
+        if request.listener is not None:
+            request.listener.on_token(seq, drawn.token)
+        if reason is not None and all(s.finished for s in request.sequences):
+            self._end(request, reason, None)
+
+    def _collect_beam(self, request: Request, seq: Sequence, drawn: Drawn) -> None:
+        assert request.beam is not None
+        if not request.first_token:
+            request.first_token = time.monotonic()
+        if not request.beam.collect(seq, drawn):
+            return
+        request.beam.advance(self.scheduler)
+        if request.beam.finished:
+            self._end(request, request.beam.reason, None)
+
+    def _end(self, request: Request, reason: FinishReason, error: Exception | None) -> None:
+        """The request's one final reply."""
+        if request.done:
+            return
+        request.done, request.error = True, error
+        self.scheduler.end(request, reason)
+        self.stats.on_end(request, reason)
+        if request.listener is not None:
+            request.listener.on_end()
+
+    def _fail_step(self, plan: StepPlan, exc: Exception) -> None:
+        """Requests of a step that failed end with its error; all others go on."""
+        logger.error("step %d failed: %s", plan.index, exc)
+        error = exc if isinstance(exc, VenturiError) else InternalError(f"step {plan.index} failed: {exc!r}")
+        for chunk in plan.chunks:
+            self._end(chunk.seq.request, "error", error)
+
+
+def finish_reason(seq: Sequence, num_output: int, token: int) -> FinishReason | None:
+    """Why the sequence ends with its newest token, or None. Feeds the token to its guide and its stop scan."""
+    request = seq.request
+    if seq.guide is not None and seq.guide.accept(token):
+        return "stop"
+    if num_output >= request.params.min_tokens:
+        if token in request.stop_ids:
+            seq.stop_reason = token
+            return "stop"
+        if seq.text_scan is not None:
+            seq.stop_reason = seq.text_scan.add(token)
+            if seq.stop_reason is not None:
+                return "stop"
+    elif seq.text_scan is not None:
+        seq.text_scan.add(token)
+    return "length" if num_output >= request.max_output else None
+
+
+class EngineThread:
+    """Runs an EngineLoop in a thread of its own. All methods are thread-safe.
+
+    Args:
+        loop: the loop; nobody else may touch it from now on.
+        prepare: called in the thread before the first step.
+    """
+
+    def __init__(self, loop: EngineLoop, prepare: Callable[[], None] | None = None) -> None:
+        self.loop = loop
+        self._prepare = prepare
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._wake = threading.Condition()
+        self._stopping = False
+        self._open: set[Request] = set()
+        self._thread = threading.Thread(target=self._run, name="venturi-llm", daemon=True)
+        self._thread.start()
+
+    def submit(self, requests: list[Request]) -> None:
+        def add() -> None:
+            for request in requests:
+                if request.abort_requested:
+                    self.loop.abort(request)
+                else:
+                    self._open.add(request)
+                    self.loop.add(request)
+
+        self._post(add)
+
+    def abort(self, request: Request) -> None:
+        request.abort_requested = True
+        self._post(lambda: self.loop.abort(request))
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Run a function in the engine's thread between two steps, and wait for it."""
+        done = threading.Event()
+
+        def run() -> None:
+            try:
+                function()
+            finally:
+                done.set()
+
+        self._post(run)
+        done.wait()
+
+    def stop(self) -> None:
+        """End every request as cancelled, then the thread. Waits for it."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _post(self, work: Callable[[], None]) -> None:
+        with self._wake:
+            if self._stopping:
+                raise InternalError("the engine has been shut down; make a new LLM")
+            self._inbox.append(work)
+            self._wake.notify()
+
+    def _run(self) -> None:
+        if self._prepare is not None:
+            self._prepare()
+        while not self._stopping:
+            while self._inbox:
+                self._inbox.popleft()()
+            if self.loop.step():
+                continue
+            self._open = {request for request in self._open if not request.done}
+            with self._wake:
+                if not self._inbox and not self._stopping:
+                    self._wake.wait()
+        while self._inbox:
+            self._inbox.popleft()()
+        for request in self._open:
+            self.loop.abort(request)
+
