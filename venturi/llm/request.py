@@ -76,6 +76,7 @@ class Request:
     params: SamplingParams
     max_output: int
     stop_ids: frozenset[int] = frozenset()
+    bad_words: list[list[int]] = field(default_factory=list)
     priority: int = 0
     seed: int = 0
     listener: Any = None

@@ -17,8 +17,12 @@ from venturi.llm.kv.prefix import Node, PrefixTree
 
 @dataclass
 class BlockTable:
-    """The blocks of one sequence, in order of position. `published` blocks are in the prefix tree, up to `node`."""
+    """The blocks of one sequence, in order of position. `published` blocks are in the prefix tree, up to `node`.
 
+    `version` grows with every change of `blocks`, so that copies of the table know when they are stale.
+    """
+
+    version: int = 0
     blocks: list[int] = field(default_factory=list)
     host_blocks: list[int] = field(default_factory=list)
     published: int = 0
@@ -82,6 +86,7 @@ class KvCache:
             self._hold(node.block)
             self.tree.touch(node)
             table.blocks.append(node.block)
+        table.version += 1
         table.published = len(match.nodes)
         table.node = match.nodes[-1] if match.nodes else self.tree.root
         reused = len(match.nodes) * self.block_tokens
@@ -109,6 +114,7 @@ class KvCache:
             return True
         if need > self.num_available:
             return False
+        table.version += 1
         if self._shared_block(table, start):
             index = start // self.block_tokens
             old, block = table.blocks[index], self._take()
@@ -124,6 +130,7 @@ class KvCache:
         for block in parent.blocks:
             self._hold(block)
         child.blocks = list(parent.blocks)
+        child.version += 1
         child.published, child.node = parent.published, parent.node
 
     def publish(self, table: BlockTable, tokens: list[int], num_computed: int) -> None:
@@ -141,6 +148,7 @@ class KvCache:
                 if known.block != own:
                     self._hold(known.block)
                     table.blocks[index] = known.block
+                    table.version += 1
                     self._drop(own)
                 node = known
         table.node, table.published = node, num_computed // size
@@ -153,6 +161,7 @@ class KvCache:
             self.host.drop(block)
             self._host_leaving.append(block)
         table.blocks, table.host_blocks, table.published, table.node = [], [], 0, None
+        table.version += 1
 
     def swap_out(self, table: BlockTable) -> bool:
         """Move the table's blocks to host memory. False, and nothing changed, when the host has too little room."""
@@ -163,6 +172,7 @@ class KvCache:
         for block in reversed(table.blocks):
             self._drop(block)
         table.blocks, table.host_blocks, table.published, table.node = [], host, 0, None
+        table.version += 1
         return True
 
     def swap_in(self, table: BlockTable) -> bool:
@@ -175,6 +185,7 @@ class KvCache:
             self.host.drop(block)
             self._host_leaving.append(block)
         table.host_blocks = []
+        table.version += 1
         return True
 
     def take_moves(self) -> Moves:

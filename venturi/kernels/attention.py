@@ -1,0 +1,114 @@
+"""Attention of new tokens over a paged cache. `AttentionBatch` says which token belongs where."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass
+class AttentionBatch:
+    """The tokens of a step, sequence after sequence.
+
+    query_starts: [sequences + 1] int32, first token of each sequence. seq_lens: [sequences] int32, keys of each
+    sequence, new ones included. block_tables: [sequences, blocks] int32. positions, slots: [tokens] int64, place of a
+    token in its text and in the flattened cache. max_query, max_keys: largest counts. `host` has
+    query_starts and seq_lens as lists (CPU only). `workspace` holds buffers of the decode kernels.
+    """
+
+    query_starts: Tensor
+    seq_lens: Tensor
+    block_tables: Tensor
+    positions: Tensor
+    slots: Tensor
+    max_query: int
+    max_keys: int
+    host: tuple[list[int], list[int]] = ([], [])
+    workspace: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AttentionKind:
+    """scale: factor of the scores. window: keys a query sees, itself included; None: all. softcap: scores become
+    softcap * tanh(scores / softcap)."""
+
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+
+
+def paged_attention(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, kind: AttentionKind, sinks: Tensor | None = None
+) -> Tensor:
+    """Causal softmax(q k^T) v of each token over its sequence's cache, which already holds the new tokens.
+
+    Args:
+        q: [tokens, heads, k_dim]. k_cache: [blocks, block_tokens, kv_heads, k_dim], v_cache: [..., v_dim]; query head h
+            reads kv head h * kv_heads // heads. sinks: [heads], a logit that takes part in the softmax and adds nothing.
+
+    Returns:
+        [tokens, heads, v_dim], q's dtype.
+    """
+    if q.is_cuda:
+        from venturi.kernels.triton_kernels.attention import paged_attention as on_device
+
+        return on_device(q, k_cache, v_cache, batch, kind, sinks)
+    if batch.max_query == 1:
+        return _decode(q, k_cache, v_cache, batch, kind, sinks)
+    starts, lengths = batch.host
+    parts = [
+        _one_sequence(q[a:b], k_cache, v_cache, batch.block_tables[i], length, kind, sinks)
+        for i, (a, b, length) in enumerate(zip(starts, starts[1:], lengths))
+    ]
+    return torch.cat(parts)
+
+
+def _decode(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, kind: AttentionKind, sinks: Tensor | None
+) -> Tensor:
+    size, rows = k_cache.shape[1], len(q)
+    tables = batch.block_tables[:, : -(-batch.max_keys // size)].long()
+    keys, values = k_cache[tables].flatten(1, 2).to(q.dtype), v_cache[tables].flatten(1, 2).to(q.dtype)
+    place, lengths = torch.arange(keys.shape[1]), batch.seq_lens[:, None]
+    seen = place < lengths
+    if kind.window is not None:
+        seen &= place >= lengths - kind.window
+    heads, kv_heads = q.shape[1], keys.shape[2]
+    grouped = q.view(rows, kv_heads, heads // kv_heads, -1)
+    out = _softmax_product(grouped, keys.transpose(1, 2), values.transpose(1, 2), seen[:, None, None], kind, sinks)
+    return out.reshape(rows, heads, -1)
+
+
+def _one_sequence(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, table: Tensor, length: int, kind: AttentionKind, sinks: Tensor | None
+) -> Tensor:
+    tokens, heads, _ = q.shape
+    blocks = table[: -(-length // k_cache.shape[1])].long()
+    keys, values = k_cache[blocks].flatten(0, 1)[:length].to(q.dtype), v_cache[blocks].flatten(0, 1)[:length].to(q.dtype)
+    place, own = torch.arange(length), torch.arange(length - tokens, length)[:, None]
+    seen = place <= own
+    if kind.window is not None:
+        seen &= place > own - kind.window
+    groups = heads // keys.shape[1]
+    keys, values = (x.transpose(0, 1).repeat_interleave(groups, 0) for x in (keys, values))
+    return _softmax_product(q.transpose(0, 1), keys, values, seen, kind, sinks, per_head=True).transpose(0, 1)
+
+
+def _softmax_product(
+    q: Tensor, k: Tensor, v: Tensor, seen: Tensor, kind: AttentionKind, sinks: Tensor | None, per_head: bool = False
+) -> Tensor:
+    """[..., m, d] x [..., n, d] -> [..., m, v_dim]. With per_head the heads lead, else heads are kv_heads x m."""
+    if kind.softcap is None and sinks is None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=kind.scale)
+    scores = (q.float() @ k.float().transpose(-1, -2)) * kind.scale
+    if kind.softcap is not None:
+        scores = kind.softcap * torch.tanh(scores / kind.softcap)
+    scores = scores.masked_fill(~seen, float("-inf"))
+    if sinks is not None:
+        column = sinks.float().view(-1, 1, 1) if per_head else sinks.float().view(k.shape[-3], -1, 1)
+        scores = torch.cat((scores, column.expand(*scores.shape[:-1], 1)), -1)
+        return (scores.softmax(-1)[..., :-1] @ v.float()).to(q.dtype)
+    return (scores.softmax(-1) @ v.float()).to(q.dtype)

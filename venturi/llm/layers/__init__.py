@@ -1,0 +1,1 @@
+"""Building blocks of the models: torch modules that call `venturi.kernels`. A layer knows shapes, its method the numerics."""

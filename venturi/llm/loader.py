@@ -1,0 +1,84 @@
+"""From a model folder to a Decoder on a device: config, architecture, weights, preparation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from venturi.core.errors import ModelError, RequestError
+from venturi.llm.models.config import Config
+from venturi.llm.models.decoder import Decoder
+from venturi.llm.models.registry import architecture
+from venturi.llm.weights import Progress, allocate, fill_random, load_weights
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_ALIASES = {"float32": "fp32", "float16": "fp16", "half": "fp16", "bfloat16": "bf16"}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """max_seq_len: tokens a sequence can have (prompt and output). end_ids: tokens that end a text."""
+
+    model: Decoder
+    config: Config
+    dtype: torch.dtype
+    max_seq_len: int
+    end_ids: frozenset[int]
+
+
+def build_model(
+    folder: Path, *, dtype: str, device: str | torch.device, max_seq_len: int | None = None, load_format: str = "auto",
+    overrides: dict[str, Any] | None = None, progress: Progress | None = None,
+) -> LoadedModel:  # fmt: skip
+    """Build the model of a Hugging Face folder and fill it.
+
+    Args:
+        dtype: "auto" (the config's; bf16 if it names none), "fp32", "fp16", "bf16". load_format: "auto", or "dummy"
+            for random weights, which needs only the config. overrides: fields of config.json to replace.
+
+    Raises:
+        ModelError: anything wrong with the folder. RequestError: max_seq_len beyond the model.
+    """
+    config = Config.read(folder, overrides)
+    arch = architecture(config)
+    where, kind = torch.device(device), resolve_dtype(dtype, config)
+    with torch.device("meta"):
+        model = Decoder(arch.spec(config))
+    if max_seq_len is not None and max_seq_len > model.spec.max_positions:
+        raise RequestError(f"max_seq_len={max_seq_len} exceeds the model's context of {model.spec.max_positions} tokens")
+    length = max_seq_len or model.spec.max_positions
+    allocate(model, kind, where)
+    if load_format == "dummy":
+        fill_random(model)
+    elif load_format == "auto":
+        load_weights(model, folder, arch, progress)
+    else:
+        raise RequestError(f"load_format={load_format!r}; expected 'auto' or 'dummy'")
+    model.prepare(length, where)
+    return LoadedModel(model.eval(), config, kind, length, end_ids(folder, config))
+
+
+def resolve_dtype(dtype: str, config: Config) -> torch.dtype:
+    if dtype == "auto":
+        dtype = config.get("dtype", None) or config.get("torch_dtype", "bf16")
+    name = _ALIASES.get(dtype, dtype)
+    if name not in DTYPES:
+        raise RequestError(f"dtype={dtype!r}; expected one of auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def end_ids(folder: Path, config: Config) -> frozenset[int]:
+    """eos_token_id of generation_config.json, else of config.json; one or several."""
+    import json
+
+    path, found = folder / "generation_config.json", None
+    if path.is_file():
+        try:
+            found = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+        except (ValueError, AttributeError) as exc:
+            raise ModelError(f"generation_config.json cannot be read: {exc}", where=str(path)) from exc
+    found = config.get("eos_token_id", None) if found is None else found
+    return frozenset(found if isinstance(found, list) else [] if found is None else [found])

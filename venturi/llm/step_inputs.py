@@ -1,0 +1,73 @@
+"""The numbers a step needs on the device, as numpy arrays built from a StepPlan. Used by the runners."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from venturi.llm.request import Sequence
+from venturi.llm.scheduler.plan import StepPlan
+
+Ints = NDArray[np.int64]
+
+
+@dataclass
+class StepInputs:
+    """Fields as in `AttentionBatch`. tokens: -1 where the token is only on the device, in `owners`' slot."""
+
+    tokens: Ints
+    owners: Ints
+    positions: Ints
+    slots: Ints
+    query_starts: Ints
+    seq_lens: Ints
+    tables: NDArray[np.int32]
+    sample_rows: Ints
+    sample_slots: Ints
+    max_query: int
+
+
+class InputBuilder:
+    """Builds StepInputs; keeps the block tables of running sequences between steps, by slot."""
+
+    def __init__(self, max_slots: int, max_blocks: int, block_tokens: int) -> None:
+        self.block_tokens = block_tokens
+        self.tables = np.zeros((max_slots, max_blocks), dtype=np.int32)
+        self._seen: list[tuple[Sequence | None, int]] = [(None, -1)] * max_slots
+
+    def build(self, plan: StepPlan) -> StepInputs:
+        chunks = plan.chunks
+        for chunk in chunks:
+            seq = chunk.seq
+            if self._seen[seq.slot] != (seq, seq.table.version):
+                self.tables[seq.slot, : len(seq.table.blocks)] = seq.table.blocks
+                self._seen[seq.slot] = (seq, seq.table.version)
+        slots = np.array([c.seq.slot for c in chunks], dtype=np.int64)
+        starts = np.array([c.start for c in chunks], dtype=np.int64)
+        ends = np.array([c.end for c in chunks], dtype=np.int64)
+        counts = ends - starts
+        query_starts = np.zeros(len(chunks) + 1, dtype=np.int64)
+        np.cumsum(counts, out=query_starts[1:])
+        if plan.decode_only:
+            tokens = np.array([c.seq.tokens[c.start] for c in chunks], dtype=np.int64)
+            owners, positions = slots, starts
+        else:
+            tokens = np.concatenate([np.array(c.seq.tokens[c.start : c.end], dtype=np.int64) for c in chunks])
+            owners = np.repeat(slots, counts)
+            positions = np.arange(query_starts[-1]) + np.repeat(starts - query_starts[:-1], counts)
+        blocks = self.tables[owners, positions // self.block_tokens].astype(np.int64)
+        wide = int(-(-ends.max() // self.block_tokens)) if len(chunks) else 1
+        return StepInputs(
+            tokens=tokens,
+            owners=owners,
+            positions=positions,
+            slots=blocks * self.block_tokens + positions % self.block_tokens,
+            query_starts=query_starts,
+            seq_lens=ends,
+            tables=self.tables[slots, :wide],
+            sample_rows=np.repeat(query_starts[1:] - 1, [len(c.samples) for c in chunks]),
+            sample_slots=np.array([s.seq.slot for c in chunks for s in c.samples], dtype=np.int64),
+            max_query=int(counts.max()) if len(chunks) else 0,
+        )
