@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from venturi.engine.engine import Engine
     from venturi.engine.plan import TensorSpec
     from venturi.frontends.network import Network
+    from venturi.llm.api import LLM
+    from venturi.llm.config import CudaGraphConfig, KvCacheConfig, SchedulerConfig
+    from venturi.llm.sampling_params import GuidedDecodingParams, SamplingParams
     from venturi.runtime.batching import Batching
 
 _LAZY = {
@@ -39,19 +42,31 @@ _LAZY = {
     "TensorSpec": "venturi.engine.plan",
     "Network": "venturi.frontends.network",
     "Batching": "venturi.runtime.batching",
+    "LLM": "venturi.llm.api",
+    "SamplingParams": "venturi.llm.sampling_params",
+    "GuidedDecodingParams": "venturi.llm.sampling_params",
+    "KvCacheConfig": "venturi.llm.config",
+    "SchedulerConfig": "venturi.llm.config",
+    "CudaGraphConfig": "venturi.llm.config",
 }
 
 __all__ = [
     "Batching",
     "BuildConfig",
+    "CudaGraphConfig",
     "DeviceError",
     "Engine",
     "EngineError",
+    "GuidedDecodingParams",
     "InternalError",
+    "KvCacheConfig",
+    "LLM",
     "ModelError",
     "Network",
     "Profile",
     "RequestError",
+    "SamplingParams",
+    "SchedulerConfig",
     "ShapeError",
     "TensorSpec",
     "TuningError",

@@ -42,8 +42,10 @@ def _imports(path: Path) -> Iterator[tuple[str, int]]:
 
 def test_public_names_are_pinned() -> None:
     assert sorted(vt.__all__) == [
-        "Batching", "BuildConfig", "DeviceError", "Engine", "EngineError", "InternalError", "ModelError", "Network",
-        "Profile", "RequestError", "ShapeError", "TensorSpec", "TuningError", "VenturiError", "__version__", "build", "load",
+        "Batching", "BuildConfig", "CudaGraphConfig", "DeviceError", "Engine", "EngineError",
+        "GuidedDecodingParams", "InternalError", "KvCacheConfig", "LLM", "ModelError", "Network", "Profile",
+        "RequestError", "SamplingParams", "SchedulerConfig", "ShapeError", "TensorSpec", "TuningError",
+        "VenturiError", "__version__", "build", "load",
     ]  # fmt: skip
     for name in vt.__all__:
         assert getattr(vt, name) is not None

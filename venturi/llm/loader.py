@@ -11,7 +11,7 @@ import torch
 from venturi.core.errors import ModelError, RequestError
 from venturi.llm.models.config import Config
 from venturi.llm.models.decoder import Decoder
-from venturi.llm.models.registry import architecture
+from venturi.llm.models.registry import Architecture, architecture
 from venturi.llm.weights import Progress, allocate, fill_random, load_weights
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -29,36 +29,55 @@ class LoadedModel:
     end_ids: frozenset[int]
 
 
-def build_model(
-    folder: Path, *, dtype: str, device: str | torch.device, max_seq_len: int | None = None, load_format: str = "auto",
-    overrides: dict[str, Any] | None = None, progress: Progress | None = None,
-) -> LoadedModel:  # fmt: skip
-    """Build the model of a Hugging Face folder and fill it.
+@dataclass(frozen=True)
+class Outline:
+    """A model on the meta device: everything about it is known, nothing is allocated."""
+
+    folder: Path
+    config: Config
+    arch: Architecture
+    model: Decoder
+    dtype: torch.dtype
+    max_seq_len: int
+
+    def fill(self, device: torch.device, load_format: str = "auto", progress: Progress | None = None) -> LoadedModel:
+        """Allocate, load ("auto") or make up ("dummy") the weights, prepare. Raises ModelError, RequestError."""
+        if load_format not in ("auto", "dummy"):
+            raise RequestError(f"load_format={load_format!r}; expected 'auto' or 'dummy'")
+        allocate(self.model, self.dtype, device)
+        if load_format == "dummy":
+            fill_random(self.model)
+        else:
+            load_weights(self.model, self.folder, self.arch, progress)
+        self.model.prepare(self.max_seq_len, device)
+        ends = end_ids(self.folder, self.config)
+        return LoadedModel(self.model.eval(), self.config, self.dtype, self.max_seq_len, ends)
+
+
+def outline_model(
+    folder: Path, *, dtype: str = "auto", max_seq_len: int | None = None, overrides: dict[str, Any] | None = None
+) -> Outline:
+    """Read a Hugging Face folder's config and build its model on the meta device.
 
     Args:
-        dtype: "auto" (the config's; bf16 if it names none), "fp32", "fp16", "bf16". load_format: "auto", or "dummy"
-            for random weights, which needs only the config. overrides: fields of config.json to replace.
+        dtype: "auto" (the config's; bf16 if it names none), "fp32", "fp16", "bf16". overrides: fields of config.json
+            to replace.
 
     Raises:
-        ModelError: anything wrong with the folder. RequestError: max_seq_len beyond the model.
+        ModelError: anything wrong with the config. RequestError: max_seq_len beyond the model.
     """
     config = Config.read(folder, overrides)
     arch = architecture(config)
-    where, kind = torch.device(device), resolve_dtype(dtype, config)
     with torch.device("meta"):
         model = Decoder(arch.spec(config))
     if max_seq_len is not None and max_seq_len > model.spec.max_positions:
         raise RequestError(f"max_seq_len={max_seq_len} exceeds the model's context of {model.spec.max_positions} tokens")
-    length = max_seq_len or model.spec.max_positions
-    allocate(model, kind, where)
-    if load_format == "dummy":
-        fill_random(model)
-    elif load_format == "auto":
-        load_weights(model, folder, arch, progress)
-    else:
-        raise RequestError(f"load_format={load_format!r}; expected 'auto' or 'dummy'")
-    model.prepare(length, where)
-    return LoadedModel(model.eval(), config, kind, length, end_ids(folder, config))
+    return Outline(folder, config, arch, model, resolve_dtype(dtype, config), max_seq_len or model.spec.max_positions)
+
+
+def build_model(folder: Path, *, dtype: str, device: str, max_seq_len: int | None = None) -> LoadedModel:
+    """Outline and fill in one call."""
+    return outline_model(folder, dtype=dtype, max_seq_len=max_seq_len).fill(torch.device(device))
 
 
 def resolve_dtype(dtype: str, config: Config) -> torch.dtype:

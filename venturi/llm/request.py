@@ -105,6 +105,9 @@ class Request:
         """The other continuations, made when the first one's prompt is computed."""
         first = self.sequences[0]
         new = [Sequence(self, i, list(self.prompt), num_computed=first.num_computed) for i in range(1, self.width)]
+        for seq in new:
+            seq.guide = first.guide and first.guide.copy()
+            seq.text_scan = first.text_scan and first.text_scan.fresh()
         self.sequences += new
         self.forked = True
         return new

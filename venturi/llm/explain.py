@@ -1,0 +1,34 @@
+"""`LLM.explain()`: which code computes each part of a step on this device, and the memory plan."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from venturi.llm.layers.linear import Linear
+from venturi.llm.models.spec import MoeSpec
+
+if TYPE_CHECKING:
+    from venturi.llm.api import LLM
+
+
+def explain(llm: LLM) -> str:
+    spec, config = llm.loaded.model.spec, llm.loaded.config
+    cuda = llm.device.type == "cuda"
+    methods = Counter(m.method.name for m in llm.loaded.model.modules() if isinstance(m, Linear))
+    windows = Counter(layer.attention.window for layer in spec.layers)
+    experts = sum(isinstance(layer.mlp, MoeSpec) for layer in spec.layers)
+    lines = [
+        f"{config.architecture}: {len(spec.layers)} layers, hidden {spec.hidden}, vocabulary {spec.vocab_size},"
+        f" context {llm.loaded.max_seq_len}, {str(llm.loaded.dtype).removeprefix('torch.')}",
+        "  linear layers    " + ", ".join(f"{count} x {name}" for name, count in methods.items()),
+        f"  attention        {'Triton split-KV (decode), Triton tiles (prefill)' if cuda else 'torch over gathered blocks'}"
+        + "".join(f"; {n} layers see {w or 'all'} keys" for w, n in windows.items()),
+        f"  norms, rotary    {'Triton, fused with residual and cache write' if cuda else 'torch'}",
+        f"  sampling         {'Triton, threshold search without sorting' if cuda else 'torch'}",
+    ]
+    if experts:
+        lines.append(f"  experts          {experts} layers, expert by expert")
+    graphs = getattr(llm.runner, "describe_graphs", None)
+    lines.append(f"  decode steps     {graphs() if graphs else 'launched one by one'}")
+    return "\n".join([*lines, str(llm.memory_plan)])
