@@ -89,7 +89,11 @@ def one(name: str, batch: int, level: int, peer: bool, out: Path | None) -> dict
             "error": float(((got - want).norm() / want.norm()).item()),
         }  # fmt: skip
         ms, spread = median_ms(lambda: engine(on_gpu))
-        row |= {"venturi_ms": round(ms, 4), "spread_ms": round(spread, 4), "host_us": round(host_us(lambda: engine(on_gpu)), 1)}
+        row |= {
+            "venturi_ms": round(ms, 4),
+            "spread_ms": round(spread, 4),
+            "host_us": round(host_us(lambda: engine(on_gpu)), 1),
+        }
     half = wide.half()
     with torch.no_grad():
         row["eager_error"] = float(((half(on_gpu).float() - want).norm() / want.norm()).item())

@@ -51,6 +51,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "LLM",
     "Batching",
     "BuildConfig",
     "CudaGraphConfig",
@@ -60,7 +61,6 @@ __all__ = [
     "GuidedDecodingParams",
     "InternalError",
     "KvCacheConfig",
-    "LLM",
     "ModelError",
     "Network",
     "Profile",

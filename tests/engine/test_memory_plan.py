@@ -135,5 +135,7 @@ def test_only_cached_winners_are_expected_to_be_bound(tmp_path: Path) -> None:
     everything = Tuner(CPU, TimingCache(path)).expected(region)
     assert len(everything) >= 3
     chosen = vt.build(net.to_model(), device="cpu", timing_cache=path).plan.steps[0]
-    assert [(t.name, dict(c)) for t, c in Tuner(CPU, TimingCache(path)).expected(region)] == [(chosen.tactic, chosen.config)]
+    assert [(t.name, dict(c)) for t, c in Tuner(CPU, TimingCache(path)).expected(region)] == [
+        (chosen.tactic, chosen.config)
+    ]
     assert len(Tuner(CPU, TimingCache(None), level=0).expected(region)) == 1

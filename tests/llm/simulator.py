@@ -34,7 +34,13 @@ class Launched:
 class RememberingRunner:
     """A StepRunner. `fault(plan)` may return an exception, raised at launch ("launch", e) or at result ("result", e)."""
 
-    def __init__(self, num_blocks: int, block_tokens: int, host_blocks: int = 0, fault: Callable[[StepPlan], tuple[str, Exception] | None] = lambda plan: None) -> None:
+    def __init__(
+        self,
+        num_blocks: int,
+        block_tokens: int,
+        host_blocks: int = 0,
+        fault: Callable[[StepPlan], tuple[str, Exception] | None] = lambda plan: None,
+    ) -> None:
         self.size = block_tokens
         self.device = [[None] * block_tokens for _ in range(num_blocks)]
         self.host = [[None] * block_tokens for _ in range(host_blocks)]
@@ -63,7 +69,9 @@ class RememberingRunner:
             blocks = chunk.seq.table.blocks
             for position in range(chunk.start):
                 block, offset = blocks[position // self.size], position % self.size
-                assert self.device[block][offset] == tokens[position], f"position {position} of {chunk.end}: wrong cache content"
+                assert self.device[block][offset] == tokens[position], (
+                    f"position {position} of {chunk.end}: wrong cache content"
+                )
             for position in range(chunk.start, chunk.end):
                 place = (blocks[position // self.size], position % self.size)
                 assert place not in written, "two sequences write one place"

@@ -24,7 +24,10 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "llama2": ("LlamaConfig", GQA),
     "llama3": ("LlamaConfig", GQA | {"rope_parameters": LLAMA3, "tie_word_embeddings": True, "head_dim": 16}),
     "llama-bias": ("LlamaConfig", GQA | {"attention_bias": True, "mlp_bias": True}),
-    "llama-linear": ("LlamaConfig", GQA | {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}),
+    "llama-linear": (
+        "LlamaConfig",
+        GQA | {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}},
+    ),
     "llama-yarn": ("LlamaConfig", GQA | {"rope_parameters": YARN}),
     "mistral": ("MistralConfig", GQA | {"sliding_window": 9}),
     "qwen2": ("Qwen2Config", GQA),
@@ -34,13 +37,48 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3": ("Gemma3TextConfig", GQA | {"head_dim": 16, "sliding_window": 8, "num_hidden_layers": 7}),
     "phi3": ("Phi3Config", GQA),
     "phi3-long": ("Phi3Config", GQA | {"rope_parameters": LONG}),
-    "phi4-mini": ("Phi3Config", GQA | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}, "tie_word_embeddings": True}),  # fmt: skip
-    "gpt2": ("GPT2Config", {"vocab_size": 199, "n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": 512, "bos_token_id": 1, "eos_token_id": 2}),  # fmt: skip
+    "phi4-mini": (
+        "Phi3Config",
+        GQA
+        | {
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
+            "tie_word_embeddings": True,
+        },
+    ),  # fmt: skip
+    "gpt2": (
+        "GPT2Config",
+        {
+            "vocab_size": 199,
+            "n_embd": 48,
+            "n_layer": 3,
+            "n_head": 4,
+            "n_positions": 512,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        },
+    ),  # fmt: skip
     "mixtral": ("MixtralConfig", GQA | {"num_local_experts": 6, "num_experts_per_tok": 2}),
-    "qwen3-moe": ("Qwen3MoeConfig", GQA | {"head_dim": 16, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "mlp_only_layers": [1], "norm_topk_prob": True}),  # fmt: skip
-    "gpt-oss": ("GptOssConfig", GQA | {"head_dim": 16, "num_local_experts": 6, "num_experts_per_tok": 2, "sliding_window": 8}),
+    "qwen3-moe": (
+        "Qwen3MoeConfig",
+        GQA
+        | {
+            "head_dim": 16,
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24,
+            "mlp_only_layers": [1],
+            "norm_topk_prob": True,
+        },
+    ),  # fmt: skip
+    "gpt-oss": (
+        "GptOssConfig",
+        GQA | {"head_dim": 16, "num_local_experts": 6, "num_experts_per_tok": 2, "sliding_window": 8},
+    ),
     "deepseek-v2": ("DeepseekV2Config", MLA | {"topk_method": "group_limited_greedy", "norm_topk_prob": False}),
-    "deepseek-v2-lite": ("DeepseekV2Config", MLA | {"q_lora_rank": None, "topk_method": "greedy", "n_group": 1, "topk_group": 1}),
+    "deepseek-v2-lite": (
+        "DeepseekV2Config",
+        MLA | {"q_lora_rank": None, "topk_method": "greedy", "n_group": 1, "topk_group": 1},
+    ),
     "deepseek-v3": ("DeepseekV3Config", MLA | {"rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0}}),
 }
 

@@ -51,9 +51,7 @@ def compile_model(model: ir.Model, config: BuildConfig, progress: ProgressCallba
     pass_ms = run_pipeline(model, ctx, progress=progress)
     weights = target.weights(stored_weights(model.graph))
     start = time.perf_counter()
-    cache = TimingCache(
-        config.timing_cache if config.timing_cache is not None else default_path(), target.describe()
-    )
+    cache = TimingCache(config.timing_cache if config.timing_cache is not None else default_path(), target.describe())
     tuner = Tuner(target.backend, cache, config.opt_level, config.budget, config.strict, target.timer())
     profile = config.profiles[0] if config.profiles else None
     examples = None if config.opt_level == 0 else example_inputs(model.graph, profile, config.seed)

@@ -14,7 +14,8 @@ class AttentionBatch:
     """The tokens of a step, sequence after sequence.
 
     query_starts: [sequences + 1] int32, first token of each sequence. seq_lens: [sequences] int32, keys of each
-    sequence, new ones included. block_tables: [sequences, blocks] int32. positions, slots: [tokens] int64, place of a
+    sequence, new ones included. block_tables: [tables, blocks] int32; table_rows: [sequences] int32, the table of each
+    sequence. positions, slots: [tokens] int64, place of a
     token in its text and in the flattened cache. max_query, max_keys: largest counts. `host` has
     query_starts and seq_lens as lists (CPU only). `workspace` holds buffers of the decode kernels.
     """
@@ -22,6 +23,7 @@ class AttentionBatch:
     query_starts: Tensor
     seq_lens: Tensor
     block_tables: Tensor
+    table_rows: Tensor
     positions: Tensor
     slots: Tensor
     max_query: int
@@ -45,6 +47,8 @@ def paged_attention(
 ) -> Tensor:
     """Causal softmax(q k^T) v of each token over its sequence's cache, which already holds the new tokens.
 
+    The last slot of the cache is read in place of keys that a query must not see: it has to hold finite numbers.
+
     Args:
         q: [tokens, heads, k_dim]. k_cache: [blocks, block_tokens, kv_heads, k_dim], v_cache: [..., v_dim]; query head h
             reads kv head h * kv_heads // heads. sinks: [heads], a logit that takes part in the softmax and adds nothing.
@@ -60,8 +64,8 @@ def paged_attention(
         return _decode(q, k_cache, v_cache, batch, kind, sinks)
     starts, lengths = batch.host
     parts = [
-        _one_sequence(q[a:b], k_cache, v_cache, batch.block_tables[i], length, kind, sinks)
-        for i, (a, b, length) in enumerate(zip(starts, starts[1:], lengths))
+        _one_sequence(q[a:b], k_cache, v_cache, batch.block_tables[row], length, kind, sinks)
+        for row, a, b, length in zip(batch.table_rows.tolist(), starts, starts[1:], lengths)
     ]
     return torch.cat(parts)
 
@@ -70,12 +74,16 @@ def _decode(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, kind: AttentionKind, sinks: Tensor | None
 ) -> Tensor:
     size, rows = k_cache.shape[1], len(q)
-    tables = batch.block_tables[:, : -(-batch.max_keys // size)].long()
-    keys, values = k_cache[tables].flatten(1, 2).to(q.dtype), v_cache[tables].flatten(1, 2).to(q.dtype)
-    place, lengths = torch.arange(keys.shape[1]), batch.seq_lens[:, None]
+    tables = batch.block_tables[batch.table_rows.long(), : -(-batch.max_keys // size)].long()
+    lengths = batch.seq_lens[:, None]
+    slots = (tables[..., None] * size + torch.arange(size)).flatten(1)[:, : batch.max_keys]
+    place = torch.arange(batch.max_keys)
     seen = place < lengths
     if kind.window is not None:
         seen &= place >= lengths - kind.window
+    spare = k_cache.shape[0] * size - 1
+    slots = torch.where(seen, slots, spare)
+    keys, values = (cache.flatten(0, 1)[slots].to(q.dtype) for cache in (k_cache, v_cache))
     heads, kv_heads = q.shape[1], keys.shape[2]
     grouped = q.view(rows, kv_heads, heads // kv_heads, -1)
     out = _softmax_product(grouped, keys.transpose(1, 2), values.transpose(1, 2), seen[:, None, None], kind, sinks)
@@ -87,7 +95,10 @@ def _one_sequence(
 ) -> Tensor:
     tokens, heads, _ = q.shape
     blocks = table[: -(-length // k_cache.shape[1])].long()
-    keys, values = k_cache[blocks].flatten(0, 1)[:length].to(q.dtype), v_cache[blocks].flatten(0, 1)[:length].to(q.dtype)
+    keys, values = (
+        k_cache[blocks].flatten(0, 1)[:length].to(q.dtype),
+        v_cache[blocks].flatten(0, 1)[:length].to(q.dtype),
+    )
     place, own = torch.arange(length), torch.arange(length - tokens, length)[:, None]
     seen = place <= own
     if kind.window is not None:

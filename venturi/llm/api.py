@@ -42,7 +42,7 @@ class LLM:
         tokenizer: another folder's tokenizer; None: the model's. skip_tokenizer_init: prompts are token ids only.
         dtype: "auto" (the config's), "fp32", "fp16", "bf16". load_format: "auto", or "dummy" for random weights.
         device: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1".
-        kv_cache, scheduler, cuda_graph: see the classes. max_seq_len: longest text; None: the model's context.
+        kv_cache, scheduler, cuda_graph: see the classes. quant: None, or "fp8" (weights to e4m3 while loading). max_seq_len: longest text; None: the model's context.
         seed: of requests that have none. model_kwargs: fields of config.json to replace.
         progress: called with (shards loaded, shards).
 
@@ -53,7 +53,7 @@ class LLM:
     def __init__(
         self, model: str | Path, tokenizer: str | Path | TextTokenizer | None = None, *, dtype: str = "auto",
         load_format: Literal["auto", "dummy"] = "auto", device: str = "auto", kv_cache: KvCacheConfig | None = None,
-        scheduler: SchedulerConfig | None = None, cuda_graph: CudaGraphConfig | None = None,
+        scheduler: SchedulerConfig | None = None, cuda_graph: CudaGraphConfig | None = None, quant: str | None = None,
         tensor_parallel_size: int = 1, max_seq_len: int | None = None, skip_tokenizer_init: bool = False, seed: int = 0,
         model_kwargs: dict[str, Any] | None = None, progress: Progress | None = None,
     ) -> None:  # fmt: skip
@@ -65,11 +65,11 @@ class LLM:
         self.device = _resolve_device(device)
         self.kv_config, self.scheduler_config = kv_cache or KvCacheConfig(), scheduler or SchedulerConfig()
         self.tokenizer = None if skip_tokenizer_init else _tokenizer(tokenizer, folder)
-        outline = outline_model(folder, dtype=dtype, max_seq_len=max_seq_len, overrides=model_kwargs)
+        outline = outline_model(folder, dtype=dtype, max_seq_len=max_seq_len, overrides=model_kwargs, quant=quant)
         cache_dtype = CACHE_DTYPES.get(self.kv_config.dtype, outline.dtype)
         spec = outline.model.spec
         self.memory_plan: MemoryPlan = plan_memory(
-            spec, weight_bytes(outline.model, outline.dtype, spec.tied), outline.dtype, cache_dtype, self.kv_config,
+            spec, weight_bytes(outline), outline.dtype, cache_dtype, self.kv_config,
             self.scheduler_config, outline.max_seq_len, self.device,
         )  # fmt: skip
         self.loaded = outline.fill(self.device, load_format, progress)
@@ -81,9 +81,7 @@ class LLM:
         )  # fmt: skip
         self._scheduler = Scheduler(self.scheduler_config, self._cache)
         self.runner = self._make_runner(pool, cuda_graph or CudaGraphConfig())
-        self._factory = RequestFactory(
-            self.tokenizer, spec.vocab_size, outline.max_seq_len, self.loaded.end_ids, seed
-        )
+        self._factory = RequestFactory(self.tokenizer, spec.vocab_size, outline.max_seq_len, self.loaded.end_ids, seed)
         overlap = self.device.type == "cuda" and self.scheduler_config.overlap
         self._thread = EngineThread(EngineLoop(self._scheduler, self.runner, overlap=overlap))
 
@@ -185,7 +183,9 @@ class LLM:
     def __enter__(self) -> LLM:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.shutdown()
 
     def __del__(self) -> None:

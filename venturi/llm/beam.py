@@ -102,4 +102,3 @@ class BeamSearch:
         best = max(seq.cumulative_logprob for seq in self.request.sequences)
         length = self.request.sequences[0].num_output
         return best / max(1, length) ** self.request.params.length_penalty > self.finished_list[-1].score
-

@@ -12,6 +12,7 @@ from venturi.core.errors import ModelError, RequestError
 from venturi.llm.models.config import Config
 from venturi.llm.models.decoder import Decoder
 from venturi.llm.models.registry import Architecture, architecture
+from venturi.llm.quant import apply_quantization
 from venturi.llm.weights import Progress, allocate, fill_random, load_weights
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -39,6 +40,7 @@ class Outline:
     model: Decoder
     dtype: torch.dtype
     max_seq_len: int
+    quant: str | None = None
 
     def fill(self, device: torch.device, load_format: str = "auto", progress: Progress | None = None) -> LoadedModel:
         """Allocate, load ("auto") or make up ("dummy") the weights, prepare. Raises ModelError, RequestError."""
@@ -49,19 +51,21 @@ class Outline:
             fill_random(self.model)
         else:
             load_weights(self.model, self.folder, self.arch, progress)
+        apply_quantization(self.model, self.quant)
         self.model.prepare(self.max_seq_len, device)
         ends = end_ids(self.folder, self.config)
         return LoadedModel(self.model.eval(), self.config, self.dtype, self.max_seq_len, ends)
 
 
 def outline_model(
-    folder: Path, *, dtype: str = "auto", max_seq_len: int | None = None, overrides: dict[str, Any] | None = None
-) -> Outline:
+    folder: Path, *, dtype: str = "auto", max_seq_len: int | None = None, overrides: dict[str, Any] | None = None,
+    quant: str | None = None,
+) -> Outline:  # fmt: skip
     """Read a Hugging Face folder's config and build its model on the meta device.
 
     Args:
         dtype: "auto" (the config's; bf16 if it names none), "fp32", "fp16", "bf16". overrides: fields of config.json
-            to replace.
+            to replace. quant: "fp8" for e4m3 weights, made while loading.
 
     Raises:
         ModelError: anything wrong with the config. RequestError: max_seq_len beyond the model.
@@ -71,8 +75,13 @@ def outline_model(
     with torch.device("meta"):
         model = Decoder(arch.spec(config))
     if max_seq_len is not None and max_seq_len > model.spec.max_positions:
-        raise RequestError(f"max_seq_len={max_seq_len} exceeds the model's context of {model.spec.max_positions} tokens")
-    return Outline(folder, config, arch, model, resolve_dtype(dtype, config), max_seq_len or model.spec.max_positions)
+        raise RequestError(
+            f"max_seq_len={max_seq_len} exceeds the model's context of {model.spec.max_positions} tokens"
+        )
+    if quant not in (None, "fp8"):
+        raise RequestError(f"quant={quant!r}; expected None or 'fp8'")
+    length = max_seq_len or model.spec.max_positions
+    return Outline(folder, config, arch, model, resolve_dtype(dtype, config), length, quant)
 
 
 def build_model(folder: Path, *, dtype: str, device: str, max_seq_len: int | None = None) -> LoadedModel:

@@ -228,4 +228,3 @@ class EngineThread:
             self._inbox.popleft()()
         for request in self._open:
             self.loop.abort(request)
-

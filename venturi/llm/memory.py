@@ -9,7 +9,10 @@ import torch
 from venturi.core.errors import DeviceError
 from venturi.llm.config import KvCacheConfig, SchedulerConfig
 from venturi.llm.kv.pool import block_bytes
+from venturi.llm.layers.linear import Linear
+from venturi.llm.loader import Outline
 from venturi.llm.models.spec import DecoderSpec, MoeSpec
+from venturi.llm.quant import keeps_dtype
 
 CPU_SHARE = 0.25
 
@@ -44,10 +47,16 @@ class MemoryPlan:
         return "\n".join(lines)
 
 
-def weight_bytes(model: torch.nn.Module, dtype: torch.dtype, tied: bool) -> int:
-    """Bytes of all parameters (they may still be on the meta device)."""
-    count = sum(p.numel() for name, p in model.named_parameters() if not (tied and name == "lm_head.weight"))
-    return count * dtype.itemsize
+def weight_bytes(outline: Outline) -> int:
+    """Bytes of all parameters once they are loaded and quantized."""
+    model, total = outline.model, 0
+    layers = {f"{name}.weight": (name, m) for name, m in model.named_modules() if isinstance(m, Linear)}
+    for name, parameter in model.named_parameters():
+        if name == "lm_head.weight" and model.spec.tied:
+            continue
+        narrow = outline.quant == "fp8" and name in layers and not keeps_dtype(*layers[name], model)
+        total += parameter.numel() * (1 if narrow else outline.dtype.itemsize)
+    return total
 
 
 def workspace_bytes(spec: DecoderSpec, scheduler: SchedulerConfig, dtype: torch.dtype) -> int:

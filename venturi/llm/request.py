@@ -98,6 +98,8 @@ class Request:
         self.num_prompt = len(self.prompt)
         self.needs_history = self.params.needs_history
         self.width = self.params.width
+        params = self.params
+        self.edits_logits = bool(self.needs_history or params.logit_bias or params.bad_token_ids or params.min_tokens)
         if not self.sequences:
             self.sequences = [Sequence(self, 0, list(self.prompt))]
 

@@ -52,6 +52,7 @@ def attention_batch(inputs: StepInputs) -> AttentionBatch:
         query_starts=torch.from_numpy(inputs.query_starts.astype("int32")),
         seq_lens=torch.from_numpy(inputs.seq_lens.astype("int32")),
         block_tables=torch.from_numpy(inputs.tables),
+        table_rows=torch.arange(len(inputs.tables)),
         positions=torch.from_numpy(inputs.positions),
         slots=torch.from_numpy(inputs.slots),
         max_query=inputs.max_query,

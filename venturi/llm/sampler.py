@@ -37,13 +37,18 @@ class Drawing:
         return drawn
 
 
-def draw(logits: Tensor, samples: list[Sample]) -> Drawing:
-    """Draw a token for each row of `logits` [rows, vocab] fp32, which are edited in place. Row i belongs to samples[i]."""
+def draw(logits: Tensor, samples: list[Sample], greedy: Tensor | None = None) -> Drawing:
+    """Draw a token for each row of `logits` [rows, vocab] fp32, which are edited in place. Row i belongs to samples[i].
+
+    `greedy`: the rows' largest logits before any edit, if they are already known.
+    """
     logprob_rows = [i for i, s in enumerate(samples) if wants_logprobs(s)]
     raw = logits[logprob_rows].log_softmax(-1) if logprob_rows else None
-    errors = edit_logits(logits, samples)
+    errors, edited = edit_logits(logits, samples)
     requests = [s.seq.request for s in samples]
     if all(r.params.temperature == 0 for r in requests):
+        if greedy is not None and not edited:
+            return Drawing(greedy, errors, logprob_rows, raw)
         return Drawing(logits.argmax(-1), errors, logprob_rows, raw)
     table = np.array([_settings(s) for s in samples], dtype=np.float64)
     floats = torch.from_numpy(table[:, :3].astype(np.float32)).to(logits.device)
@@ -88,18 +93,19 @@ def _settings(sample: Sample) -> tuple[float, float, float]:
     return params.temperature, params.top_p, params.min_p
 
 
-def edit_logits(logits: Tensor, samples: list[Sample]) -> dict[int, Exception]:
-    """Apply every request's own edits to its row; an error in one of them is that row's alone."""
+def edit_logits(logits: Tensor, samples: list[Sample]) -> tuple[dict[int, Exception], bool]:
+    """Apply every request's own edits to its row; an error in one of them is that row's alone. Also: any edits at all?"""
     errors: dict[int, Exception] = {}
+    edited = False
     for i, one in enumerate(samples):
-        request = one.seq.request
-        if not (request.needs_history or request.params.logit_bias or request.params.min_tokens):
+        if not one.seq.request.edits_logits:
             continue
+        edited = True
         try:
             _edit_row(logits[i], one)
         except Exception as exc:
             errors[i] = exc if isinstance(exc, RequestError) else RequestError(f"a logits processor failed: {exc!r}")
-    return errors
+    return errors, edited
 
 
 def _edit_row(row: Tensor, sample: Sample) -> None:

@@ -26,6 +26,7 @@ class StepInputs:
     tables: NDArray[np.int32]
     sample_rows: Ints
     sample_slots: Ints
+    sequence_slots: Ints
     max_query: int
 
 
@@ -36,13 +37,25 @@ class InputBuilder:
         self.block_tokens = block_tokens
         self.tables = np.zeros((max_slots, max_blocks), dtype=np.int32)
         self._seen: list[tuple[Sequence | None, int]] = [(None, -1)] * max_slots
+        self._changes: list[tuple[Ints, Ints]] | None = None
+
+    def track_changes(self) -> None:
+        """From now on, remember which table entries change (for a copy of the tables elsewhere)."""
+        self._changes = []
+
+    def take_changes(self) -> tuple[Ints, Ints]:
+        """Flat places and values of the entries that changed since the last call."""
+        changes, self._changes = self._changes or [], []
+        if not changes:
+            return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+        return np.concatenate([c[0] for c in changes]), np.concatenate([c[1] for c in changes])
 
     def build(self, plan: StepPlan) -> StepInputs:
         chunks = plan.chunks
         for chunk in chunks:
             seq = chunk.seq
             if self._seen[seq.slot] != (seq, seq.table.version):
-                self.tables[seq.slot, : len(seq.table.blocks)] = seq.table.blocks
+                self._update(seq.slot, np.array(seq.table.blocks, dtype=np.int32))
                 self._seen[seq.slot] = (seq, seq.table.version)
         slots = np.array([c.seq.slot for c in chunks], dtype=np.int64)
         starts = np.array([c.start for c in chunks], dtype=np.int64)
@@ -68,6 +81,14 @@ class InputBuilder:
             seq_lens=ends,
             tables=self.tables[slots, :wide],
             sample_rows=np.repeat(query_starts[1:] - 1, [len(c.samples) for c in chunks]),
+            sequence_slots=slots,
             sample_slots=np.array([s.seq.slot for c in chunks for s in c.samples], dtype=np.int64),
             max_query=int(counts.max()) if len(chunks) else 0,
         )
+
+    def _update(self, slot: int, blocks: NDArray[np.int32]) -> None:
+        row = self.tables[slot, : len(blocks)]
+        if self._changes is not None:
+            changed = np.flatnonzero(row != blocks)
+            self._changes.append((changed + slot * self.tables.shape[1], blocks[changed].astype(np.int64)))
+        row[:] = blocks

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from venturi.core import knobs
 from venturi.core.errors import TuningError
 from venturi.core.fingerprint import cpu_name, num_physical_threads, source_hash, versions
 
@@ -41,8 +40,7 @@ def machine_key(device: str = "cpu") -> dict[str, str]:
 
 
 def default_path() -> Path:
-    folder = knobs.CACHE.get()
-    return (Path(folder) if folder else Path.home() / ".cache" / "venturi") / "timing.json"
+    return cache_folder() / "timing.json"
 
 
 class TimingCache:

@@ -142,12 +142,15 @@ def test_squeeze_and_excitation_layers_as_vector_products():
     assert run_all(squeeze(), PixelProduct(InterpretedDevice(), VECTOR), {"x": tensor(2, 40, 9, 8)}, "fp16") == 2
 
 
-@pytest.mark.parametrize("op,attrs", [
-    ("max_pool", dict(kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])),
-    ("max_pool", dict(kernel_shape=[2, 3], dilations=[2, 1])),
-    ("average_pool", dict(kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])),
-    ("average_pool", dict(kernel_shape=[2, 2], pads=[1, 0, 0, 1], count_include_pad=1)),
-])
+@pytest.mark.parametrize(
+    "op,attrs",
+    [
+        ("max_pool", dict(kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])),
+        ("max_pool", dict(kernel_shape=[2, 3], dilations=[2, 1])),
+        ("average_pool", dict(kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])),
+        ("average_pool", dict(kernel_shape=[2, 2], pads=[1, 0, 0, 1], count_include_pad=1)),
+    ],
+)
 def test_window_pooling(op, attrs):
     net = vt.Network()
     x = net.input("x", (2, 40, 9, 8))
@@ -158,10 +161,16 @@ def test_window_pooling(op, attrs):
     assert device.launched
 
 
-@pytest.mark.parametrize("c,r,stride,pads,size", [
-    (3, 7, 2, [3, 3, 3, 3], (17, 20)), (3, 3, 2, [1, 1, 1, 1], (12, 9)), (3, 4, 4, [0, 0, 0, 0], (16, 12)),
-    (1, 5, 3, [2, 1, 2, 1], (14, 11)), (4, 2, 2, [0, 1, 1, 0], (9, 9)),
-])
+@pytest.mark.parametrize(
+    "c,r,stride,pads,size",
+    [
+        (3, 7, 2, [3, 3, 3, 3], (17, 20)),
+        (3, 3, 2, [1, 1, 1, 1], (12, 9)),
+        (3, 4, 4, [0, 0, 0, 0], (16, 12)),
+        (1, 5, 3, [2, 1, 2, 1], (14, 11)),
+        (4, 2, 2, [0, 1, 1, 0], (9, 9)),
+    ],
+)
 def test_strided_stems_by_space_to_depth(c, r, stride, pads, size):
     net = vt.Network()
     x = net.input("x", (2, c, *size))

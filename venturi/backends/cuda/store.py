@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from venturi.backends.cuda.kernel import Cubin, KernelSource
-from venturi.core import knobs
 from venturi.core.errors import EngineError, TuningError, VenturiError
 from venturi.core.fingerprint import num_physical_threads
 
@@ -25,8 +24,7 @@ MAX_WORKERS = 32
 
 def default_folder() -> Path:
     """Where cubins and generated sources are kept for this user."""
-    root = knobs.CACHE.get()
-    return (Path(root) if root else Path.home() / ".cache" / "venturi") / "cuda"
+    return cache_folder() / "cuda"
 
 
 class KernelStore:

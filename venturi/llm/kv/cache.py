@@ -45,7 +45,13 @@ class KvCache:
     """Accounting of `num_blocks` blocks of `block_tokens` tokens each. Not thread-safe; allocates no tensors."""
 
     def __init__(
-        self, num_blocks: int, block_tokens: int, *, reuse: bool = True, partial_reuse: bool = True, host_blocks: int = 0
+        self,
+        num_blocks: int,
+        block_tokens: int,
+        *,
+        reuse: bool = True,
+        partial_reuse: bool = True,
+        host_blocks: int = 0,
     ) -> None:
         self.pool = BlockPool(num_blocks)
         self.host = BlockPool(host_blocks)

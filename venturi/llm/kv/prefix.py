@@ -42,7 +42,9 @@ class PrefixTree:
         self.by_block: dict[int, Node] = {}
         self._clock = 0
         self._offers = 0
-        self._leaves: list[tuple[int, int, Node]] = []  # a heap of (last use, tie-break, leaf); stale entries are skipped
+        self._leaves: list[
+            tuple[int, int, Node]
+        ] = []  # a heap of (last use, tie-break, leaf); stale entries are skipped
 
     def __len__(self) -> int:
         return len(self.by_block)

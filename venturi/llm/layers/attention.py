@@ -38,16 +38,19 @@ class Attention(nn.Module):
         self.sinks = nn.Parameter(torch.empty(spec.num_heads), requires_grad=False) if spec.sinks else None
 
     def forward(self, x: Tensor, angles: Tensor | None, cache: LayerCache, batch: AttentionBatch) -> Tensor:
+        return self.o_proj(self.attend(self.qkv_proj(x), angles, cache, batch).flatten(1))
+
+    def attend(self, x: Tensor, angles: Tensor | None, cache: LayerCache, batch: AttentionBatch) -> Tensor:
+        """From the projections [tokens, q + k + v] to the heads' outputs [tokens, heads, v_dim]."""
         spec = self.spec
-        q, k, v = self.qkv_proj.split(self.qkv_proj(x))
+        q, k, v = self.qkv_proj.split(x)
         q = q.view(len(x), spec.num_heads, spec.head_dim)
         k, v = k.view(len(x), spec.num_kv_heads, spec.head_dim), v.view(len(x), spec.num_kv_heads, spec.head_dim)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q)[0], self.k_norm(k)[0]
         interleaved = spec.rotary is not None and spec.rotary.interleaved
         q = rotate_and_write(q, k, v, angles, batch.positions, cache.k, cache.v, batch.slots, interleaved)
-        out = paged_attention(q, cache.k, cache.v, batch, self.kind, self.sinks)
-        return self.o_proj(out.flatten(1))
+        return paged_attention(q, cache.k, cache.v, batch, self.kind, self.sinks)
 
 
 class LatentAttention(nn.Module):

@@ -46,6 +46,7 @@ class Linear(nn.Module):
         self.in_features, self.out_features = in_features, sum(self.pieces.values())
         self.weight = nn.Parameter(torch.empty(self.out_features, in_features), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(self.out_features), requires_grad=False) if bias else None
+        self.scales: Tensor | None = None
         self.method: LinearMethod = PlainMethod()
 
     def forward(self, x: Tensor) -> Tensor:

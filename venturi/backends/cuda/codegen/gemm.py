@@ -124,10 +124,7 @@ def finish_lines(tile: TileBody, column: str, column_mask: str, stride: str, ear
     store = [
         *tile.load_columns(column, column_mask),
         *(f"t{i} = early{i}.to(tl.float32)" for i in range(early)),
-        *(
-            f"t{i} = tl.load(tile{i} + at, mask=mask, other=0.0).to(tl.float32)"
-            for i in range(early, len(tile.tiles))
-        ),
+        *(f"t{i} = tl.load(tile{i} + at, mask=mask, other=0.0).to(tl.float32)" for i in range(early, len(tile.tiles))),
         *tile.lines,
         f"tl.store(c + at, {rounded('result', out_type)}, mask=mask)",
     ]

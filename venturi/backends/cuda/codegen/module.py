@@ -11,7 +11,7 @@ from venturi.ir.dtypes import DT
 HEADER = "import triton\nimport triton.language as tl\n"
 OVERLAP_HEADER = "from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait\n"
 OVERLAP_ARCH = 90
-PRELUDE = '''
+PRELUDE = """
 @triton.jit
 def _inverse(x):
     # 1 / x for x >= 1 in two instructions.
@@ -43,7 +43,7 @@ def _erf(x):
 def _softplus(x):
     return tl.where(x > 20.0, x, tl.log(1.0 + tl.exp(x)))
 
-'''
+"""
 
 
 def module(

@@ -1,0 +1,184 @@
+"""Compiles the LLM kernels for an architecture without a GPU; prints a line a kernel. Run as a script (a fresh process)."""
+
+from __future__ import annotations
+
+import sys
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from venturi.kernels.triton_kernels import activations, attention, norms, rotary, sampling, small_linear
+
+
+def case(kernel, types: dict[str, str], constants: dict, **options):
+    """`types` maps pointer and scalar argument names to types; all other arguments are constants or i32."""
+    names = kernel.arg_names
+    signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in names}
+    attrs = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if signature[n].startswith("*")}
+    for i, n in enumerate(names):
+        if n in ("K", "N", "x_row", "q_row", "k_slot", "v_slot", "row_stride", "size", "q_head"):
+            attrs[(i,)] = [["tt.divisibility", 16]]
+    return ASTSource(kernel, signature, {(names.index(k),): v for k, v in constants.items()}, attrs), options
+
+
+def cases(pdl: bool):
+    b, f, i, l = "*bf16", "*fp32", "*i32", "*i64"
+    yield (
+        "rms_norm",
+        case(
+            norms.rms_norm_kernel,
+            {"x": b, "residual": b, "weight": b, "out": b, "eps": "fp32", "offset": "fp32"},
+            {"RESIDUAL": True, "BLOCK": 4096, "PDL": pdl},
+            num_warps=8,
+        ),
+    )
+    yield "gated", case(activations.gated_kernel, {"gate_up": b, "out": b}, {"KIND": "silu", "BLOCK": 1024, "PDL": pdl})
+    yield (
+        "rotary",
+        case(
+            rotary.rotate_and_write_kernel,
+            {"q": b, "k": b, "v": b, "angles": f, "positions": l, "slots": l, "k_cache": b, "v_cache": b},
+            {
+                "k_dim": 128,
+                "v_dim": 128,
+                "pairs": 64,
+                "HEADS": 2,
+                "PAIRS": 64,
+                "K_DIM": 128,
+                "V_DIM": 128,
+                "ROTATE": True,
+                "INTERLEAVED": False,
+                "WRITE_V": True,
+                "PDL": pdl,
+            },
+            num_warps=1,
+        ),
+    )
+    attention_types = {
+        "q": b,
+        "k_cache": b,
+        "v_cache": b,
+        "out": b,
+        "tables": i,
+        "table_rows": i,
+        "seq_lens": i,
+        "sinks": b,
+        "partial": f,
+        "sums": f,
+        "tickets": i,
+        "scale": "fp32",
+        "softcap": "fp32",
+        "query_starts": i,
+        "tile_seq": i,
+        "tile_start": i,
+    }
+    for name, dims in {
+        "": (32, 8, 128, 128, 128, 0, 128, 64, 4),
+        " mla": (128, 1, 576, 512, 512, 64, 512, 32, 128),
+    }.items():
+        heads, kv, kd, vd, wide, tail, dv, n, group = dims
+        shared = {
+            "heads": heads,
+            "kv_heads": kv,
+            "k_dim": kd,
+            "v_dim": vd,
+            "SIZE": 32,
+            "WINDOW": 0,
+            "SOFTCAP": False,
+            "SINKS": False,
+            "N": n,
+            "D": wide,
+            "TAIL": tail,
+            "DV": dv,
+            "PDL": pdl,
+        }
+        group_rows = max(16, min(group, 16))
+        yield (
+            "decode" + name,
+            case(
+                attention.decode_kernel,
+                attention_types,
+                shared | {"SPLITS": 16, "GROUP": group, "M": group_rows},
+                num_warps=4,
+                num_stages=2 if tail else 3,
+            ),
+        )
+        yield (
+            "prefill" + name,
+            case(
+                attention.prefill_kernel,
+                attention_types,
+                shared | {"M": 32 if tail else 128},
+                num_warps=4 if tail else 8,
+                num_stages=2 if tail else 3,
+            ),
+        )
+    yield (
+        "sample",
+        case(
+            sampling.sample_kernel,
+            {"logits": f, "out": l, "temperature": f, "top_k": l, "top_p": f, "min_p": f, "seeds": l, "steps": l},
+            {"ROUNDS": 26, "BLOCK": 4096},
+            num_warps=8,
+        ),
+    )
+    linear = {
+        "x": b,
+        "w": b,
+        "scales": f,
+        "norm": b,
+        "residual": b,
+        "bias": b,
+        "out": b,
+        "eps": "fp32",
+        "offset": "fp32",
+    }
+    base = {
+        "NORM": False,
+        "GATED": False,
+        "RESIDUAL": False,
+        "BIAS": False,
+        "SCALED": False,
+        "KIND": "silu",
+        "SWAP": False,
+        "EVEN_K": True,
+        "PREFETCH": 1024,
+        "M": 16,
+        "BLOCK_N": 16,
+        "BLOCK_K": 256,
+        "PDL": pdl,
+    }
+    yield (
+        "small norm gated",
+        case(small_linear.small_linear_kernel, linear, base | {"NORM": True, "GATED": True}, num_warps=4, num_stages=4),
+    )
+    yield (
+        "small swapped",
+        case(
+            small_linear.small_linear_kernel,
+            linear,
+            base | {"SWAP": True, "BLOCK_N": 64, "BLOCK_K": 128, "RESIDUAL": True},
+            num_warps=4,
+            num_stages=4,
+        ),
+    )
+    yield (
+        "small fp8",
+        case(
+            small_linear.small_linear_kernel,
+            linear | {"w": "*fp8e4nv"},
+            base | {"SCALED": True},
+            num_warps=4,
+            num_stages=4,
+        ),
+    )
+
+
+if __name__ == "__main__":
+    arch = int(sys.argv[1])
+    for name, (source, options) in cases(arch >= 90):
+        if arch < 90 and "fp8" in name:
+            continue
+        compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+        print(f"{name}: shared {compiled.metadata.shared}", flush=True)

@@ -1,0 +1,157 @@
+"""The Triton kernels of the LLM's layers, in Triton's interpreter, against their torch forms."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import tests.backends.cuda.interpreted  # noqa: F401  (before triton)
+from venturi.kernels import attention as attention_reference
+from venturi.kernels import rotary as rotary_reference
+from venturi.kernels.activations import gated as gated_reference
+from venturi.kernels.attention import AttentionBatch, AttentionKind
+from venturi.kernels.norms import rms_norm as rms_norm_reference
+from venturi.kernels.sampling import sample as sample_reference
+from venturi.kernels.triton_kernels import activations, attention, norms, rotary, sampling
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+
+
+def close(ours: torch.Tensor, theirs: torch.Tensor, dtype: torch.dtype) -> None:
+    torch.testing.assert_close(ours.float(), theirs.float(), rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_rms_norm(dtype: torch.dtype, with_residual: bool) -> None:
+    x, weight = torch.randn(5, 200, dtype=dtype), torch.randn(200, dtype=dtype)
+    residual = torch.randn(5, 200, dtype=dtype) if with_residual else None
+    theirs = rms_norm_reference(x, weight, 1e-6, None if residual is None else residual.clone(), offset=1.0)
+    ours = norms.rms_norm(x, weight, 1e-6, residual, 1.0)
+    close(ours[0], theirs[0], dtype)
+    close(ours[1], theirs[1], dtype)
+
+
+def test_rms_norm_of_heads_in_a_wider_row() -> None:
+    wide, weight = torch.randn(3, 4 * 24 + 7), torch.randn(24)
+    x = wide[:, : 4 * 24].view(3, 4, 24)
+    close(norms.rms_norm(x, weight, 1e-6, None, 0.0)[0], rms_norm_reference(x, weight, 1e-6)[0], torch.float32)
+
+
+@pytest.mark.parametrize("kind", ["silu", "gelu_pytorch_tanh"])
+def test_gated(kind: str) -> None:
+    x = torch.randn(3, 2 * 1100)
+    x[0, 0], x[0, 1] = float("nan"), 90.0
+    ours = activations.gated(x, "silu" if kind == "silu" else "gelu_tanh")
+    torch.testing.assert_close(ours, gated_reference(x, kind), rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("pairs", [0, 5, 12])
+@pytest.mark.parametrize("tokens", [3, 70])
+def test_rotate_and_write(interleaved: bool, pairs: int, tokens: int) -> None:
+    heads, kv_heads, dim = 5, 3, 24
+    qkv = torch.randn(tokens, (heads + 2 * kv_heads) * dim)
+    q, k, v = (x.view(tokens, -1, dim) for x in qkv.split([heads * dim, kv_heads * dim, kv_heads * dim], 1))
+    angles = torch.randn(50, 2 * pairs) if pairs else None
+    positions, slots = torch.randint(0, 50, (tokens,)), torch.randperm(10 * 8)[:tokens]
+    caches = [torch.zeros(10, 8, kv_heads, dim) for _ in range(4)]
+    theirs = rotary_reference.rotate_and_write(
+        q.clone(), k, v, angles, positions, caches[0], caches[1], slots, interleaved
+    )
+    ours = rotary.rotate_and_write(q, k, v, angles, positions, caches[2], caches[3], slots, interleaved)
+    close(ours, theirs, torch.float32)
+    close(caches[2], caches[0], torch.float32)
+    close(caches[3], caches[1], torch.float32)
+
+
+def make_batch(counts: list[int], lengths: list[int], size: int, blocks: int) -> AttentionBatch:
+    wide = -(-max(lengths) // size)
+    tables = torch.randperm(blocks)[: len(counts) * wide].view(len(counts), wide).int()
+    starts = [sum(counts[:i]) for i in range(len(counts) + 1)]
+    batch = AttentionBatch(
+        torch.tensor(starts, dtype=torch.int32), torch.tensor(lengths, dtype=torch.int32), tables, torch.arange(len(counts)).flip(0).int(), torch.zeros(0), torch.zeros(0),
+        max(counts), max(lengths), (starts, lengths),
+    )  # fmt: skip
+    sequences, offsets = attention.tiles(starts, 16)
+    batch.workspace.update(tile_seq=torch.tensor(sequences), tile_start=torch.tensor(offsets), tile=torch.tensor([16]))
+    return batch
+
+
+KINDS = [AttentionKind(0.2), AttentionKind(0.2, window=13), AttentionKind(0.3, softcap=5.0)]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=["plain", "window", "softcap"])
+@pytest.mark.parametrize("sinks", [False, True])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "k_dim", "v_dim"), [(6, 2, 24, 24), (4, 1, 144, 128), (3, 3, 16, 16), (20, 1, 144, 128)]
+)
+def test_paged_attention(kind: AttentionKind, sinks: bool, heads: int, kv_heads: int, k_dim: int, v_dim: int) -> None:
+    lengths, size = [1, 70, 200], 8
+    k_cache = torch.randn(90, size, kv_heads, k_dim)
+    v_cache = k_cache[..., :v_dim] if v_dim < k_dim else torch.randn(90, size, kv_heads, v_dim)
+    sink = torch.randn(heads) if sinks else None
+    decode = make_batch([1, 1, 1], lengths, size, 90)
+    q = torch.randn(3, heads, k_dim)
+    theirs = attention_reference.paged_attention(q, k_cache, v_cache, decode, kind, sink)
+    for splits in (1, 4):
+        close(attention.decode(q, k_cache, v_cache, decode, kind, sink, splits), theirs, torch.float32)
+        assert not decode.workspace.get("tickets", torch.zeros(1)).any()
+    mixed = make_batch([1, 37, 20], lengths, size, 90)
+    q = torch.randn(58, heads, k_dim)
+    theirs = attention_reference.paged_attention(q, k_cache, v_cache, mixed, kind, sink)
+    close(attention.prefill(q, k_cache, v_cache, mixed, kind, sink), theirs, torch.float32)
+
+
+def test_sample() -> None:
+    torch.manual_seed(0)
+    rows, vocab = 12, 333
+    logits = torch.randn(rows, vocab) * 3
+    logits[3, 10] = float("-inf")
+    temperature = torch.tensor([0.0, 1, 0.5, 2, 1, 1, 1, 1, 1, 1, 0.3, 1.5])
+    top_k = torch.tensor([0, 0, 0, 0, 1, 5, 50, 400, 7, 0, 20, 3])
+    top_p = torch.tensor([1, 1, 1, 0.9, 1, 1, 0.5, 0.8, 0.3, 0.01, 0.99, 1])
+    min_p = torch.tensor([0, 0, 0.1, 0, 0, 0, 0, 0, 0.05, 0, 0, 0.02])
+    for step in range(20):
+        settings = (temperature, top_k, top_p, min_p, torch.arange(rows) * 12345678901, torch.full((rows,), step))
+        assert sampling.sample(logits, *settings).tolist() == sample_reference(logits, *settings).tolist()
+
+
+def test_sampling_follows_the_probabilities() -> None:
+    probs = torch.tensor([0.5, 0.25, 0.125, 0.0625, 0.0625])
+    rows = 20000
+    zeros, ones = torch.zeros(rows), torch.ones(rows)
+    drawn = sample_reference(
+        probs.log().expand(rows, 5), ones, zeros.long(), ones, zeros, torch.arange(rows), torch.full((rows,), 3)
+    )
+    share = torch.bincount(drawn, minlength=5) / rows
+    torch.testing.assert_close(share, probs, rtol=0, atol=4 * (0.25 / rows) ** 0.5)
+
+
+@pytest.mark.parametrize("swap", [False, True])
+@pytest.mark.parametrize("rows", [1, 5, 20])
+@pytest.mark.parametrize("parts", ["plain", "norm", "gated", "residual-bias", "fp8"])
+def test_small_linear(swap: bool, rows: int, parts: str) -> None:
+    from venturi.kernels.triton_kernels.small_linear import SmallLinearConfig, small_linear
+
+    torch.manual_seed(0)
+    n, k = 45, 70
+    x, w = torch.randn(rows, k), torch.randn(2 * n if parts == "gated" else n, k)
+    config = SmallLinearConfig(block_n=16, block_k=32, swap=swap)
+    extra, wanted = {}, None
+    if parts == "norm":
+        weight = torch.randn(k)
+        extra = {"norm": weight, "eps": 1e-5, "offset": 1.0}
+        wanted = rms_norm_reference(x, weight, 1e-5, offset=1.0)[0] @ w.t()
+    elif parts == "gated":
+        extra, wanted = {"gated": "silu"}, gated_reference(x @ w.t(), "silu")
+    elif parts == "residual-bias":
+        residual, bias = torch.randn(rows, n), torch.randn(n)
+        extra, wanted = {"residual": residual, "bias": bias}, x @ w.t() + bias + residual
+    elif parts == "fp8":
+        scales = w.abs().amax(1) / 448
+        packed = (w / scales[:, None]).to(torch.float8_e4m3fn)
+        extra, wanted = {"scales": scales}, x @ (packed.float() * scales[:, None]).t()
+        w = packed
+    ours = small_linear(x, w, config, **extra)
+    torch.testing.assert_close(ours, x @ w.t() if wanted is None else wanted, rtol=1e-4, atol=1e-4)

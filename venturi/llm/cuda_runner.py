@@ -1,0 +1,123 @@
+"""Computes steps on CUDA: decode steps as replayed graphs, others launched; tokens stay on the device between steps.
+
+`pool[slot]` holds the newest token of the sequence in that slot, so that a step can be launched before the tokens of
+the one before it are known on the host. Inputs travel in one pinned buffer; tokens come back with an event.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from venturi.kernels.attention import AttentionBatch
+from venturi.kernels.triton_kernels.attention import tile_rows, tiles
+from venturi.llm.config import CudaGraphConfig
+from venturi.llm.decode_graphs import DecodeGraphs
+from venturi.llm.kv.pool import KvPool
+from venturi.llm.models.decoder import Decoder
+from venturi.llm.runner import prompt_logprobs
+from venturi.llm.sampler import Drawing, draw
+from venturi.llm.scheduler.plan import Sample, StepPlan, StepResult
+from venturi.llm.staging import Staging
+from venturi.llm.step_inputs import InputBuilder, StepInputs
+
+
+@dataclass
+class LaunchedStep:
+    """Tokens on their way to the host."""
+
+    samples: list[Sample]
+    drawing: Drawing | None
+    tokens: Tensor
+    arrived: torch.cuda.Event
+    answer: StepResult
+
+    def result(self) -> StepResult:
+        self.arrived.synchronize()
+        if self.drawing is not None:
+            self.answer.drawn = self.drawing.results(self.samples, self.tokens.tolist())
+        return self.answer
+
+
+class CudaRunner:
+    """A StepRunner over a Decoder and a KvPool on one GPU. Steps may be launched before earlier ones are collected.
+
+    Args:
+        max_slots: sequences at once. graphs: which decode steps are captured. max_tokens: tokens of the largest step.
+    """
+
+    def __init__(
+        self, model: Decoder, pool: KvPool, max_slots: int, max_seq_len: int, graphs: CudaGraphConfig, max_tokens: int
+    ) -> None:
+        self.model, self.pool, self.device = model, pool, pool.device
+        max_blocks = -(-max_seq_len // pool.block_tokens) + 1
+        self._builder = InputBuilder(max_slots, max_blocks, pool.block_tokens)
+        self._builder.track_changes()
+        self.tables = torch.zeros((max_slots + 1, max_blocks), dtype=torch.int32, device=self.device)
+        self.tables[max_slots] = pool.num_blocks
+        self.last_tokens = torch.zeros(max_slots + 1, dtype=torch.int64, device=self.device)
+        self._staging = Staging(self.device)
+        self._stream = torch.cuda.Stream(self.device)
+        self._tile = tile_rows(max(layer.attention.cache_k_dim for layer in model.spec.layers))
+        self._graphs = DecodeGraphs(model, pool, self.tables, self.last_tokens, graphs, max_slots, max_seq_len)
+
+    def describe_graphs(self) -> str:
+        return self._graphs.describe()
+
+    @torch.inference_mode()
+    def launch(self, plan: StepPlan) -> LaunchedStep:
+        with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
+            return self._launch(plan)
+
+    def _launch(self, plan: StepPlan) -> LaunchedStep:
+        self.pool.apply(plan.moves)
+        answer, samples = StepResult([]), plan.samples
+        drawing: Drawing | None = None
+        if plan.chunks:
+            inputs = self._builder.build(plan)
+            self._upload_tables()
+            if plan.decode_only and len(samples) == len(plan.chunks) and self._graphs.covers(len(samples)):
+                logits, greedy = self._graphs.run(inputs, self._staging)
+            else:
+                logits, greedy = self._compute(inputs, plan, answer), None
+            if samples:
+                drawing = draw(logits, samples, greedy)
+                self._remember(inputs, drawing.tokens)
+        tokens = torch.empty(len(samples), dtype=torch.int64, pin_memory=True)
+        if drawing is not None:
+            tokens.copy_(drawing.tokens, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record(self._stream)
+        return LaunchedStep(samples, drawing, tokens, arrived, answer)
+
+    def _compute(self, inputs: StepInputs, plan: StepPlan, answer: StepResult) -> Tensor:
+        """The modules, kernel by kernel. Returns the logits of the samples' rows."""
+        tile_seq, tile_start = tiles(inputs.query_starts.tolist(), self._tile)
+        fields = self._staging.upload(
+            inputs.tokens, inputs.owners, inputs.positions, inputs.slots, inputs.query_starts, inputs.seq_lens,
+            inputs.sequence_slots, np.array(tile_seq), np.array(tile_start), inputs.sample_rows,
+        )  # fmt: skip
+        tokens, owners, positions, slots, starts, lengths, rows, sequences, offsets, picked = fields
+        known = torch.where(tokens < 0, self.last_tokens[owners], tokens)
+        batch = AttentionBatch(
+            starts.int(), lengths.int(), self.tables, rows.int(), positions, slots, inputs.max_query,
+            int(inputs.seq_lens.max()),
+        )  # fmt: skip
+        batch.workspace.update(tile_seq=sequences.int(), tile_start=offsets.int())
+        hidden = self.model(known, batch, self.pool.layers)
+        answer.prompt_logprobs = prompt_logprobs(self.model, hidden, inputs, plan.chunks)
+        return self.model.logits(hidden[picked]) if len(inputs.sample_rows) else hidden
+
+    def _remember(self, inputs: StepInputs, tokens: Tensor) -> None:
+        if not self._graphs.remembered(tokens):
+            (slots,) = self._staging.upload(inputs.sample_slots)
+            self.last_tokens.index_copy_(0, slots, tokens)
+
+    def _upload_tables(self) -> None:
+        places, values = self._builder.take_changes()
+        if len(places):
+            at, blocks = self._staging.upload(places, values)
+            self.tables.view(-1).index_copy_(0, at, blocks.int())

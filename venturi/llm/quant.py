@@ -1,0 +1,57 @@
+"""FP8 weights (e4m3, one scale per output row), made while loading. A LinearMethod: the layers do not know.
+
+Large batches quantize activations per token and multiply in fp8 (torch._scaled_mm, cuBLASLt); small ones read the fp8
+weight and multiply in the activation's type (see `fused_linear.py`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from venturi.kernels.quantize import quantize_rows
+from venturi.llm.layers.linear import Linear
+from venturi.llm.models.decoder import Decoder
+
+
+class Fp8Method:
+    """weight: [out, in] e4m3; scales: [out] fp32. On the CPU the product is computed in the activation's type."""
+
+    name = "fp8 row-wise"
+
+    def prepare(self, layer: Linear) -> None:
+        packed, scales = quantize_rows(layer.weight.data)
+        layer.weight = nn.Parameter(packed, requires_grad=False)
+        layer.scales = scales
+
+    def apply(self, layer: Linear, x: Tensor) -> Tensor:
+        assert layer.scales is not None, "prepare made the scales"
+        if not x.is_cuda:
+            y = nn.functional.linear(x, layer.weight.to(x.dtype)) * layer.scales.to(x.dtype)
+            return y if layer.bias is None else y + layer.bias
+        rows, scales = quantize_rows(x)
+        y = torch._scaled_mm(
+            rows,
+            layer.weight.t(),
+            scale_a=scales[:, None],
+            scale_b=layer.scales[None],
+            out_dtype=x.dtype,
+            use_fast_accum=True,
+        )
+        return y if layer.bias is None else y + layer.bias
+
+
+def apply_quantization(model: Decoder, quant: str | None) -> None:
+    """Choose the linear methods, before `Decoder.prepare`. Heads tied to the embedding and routers stay as they are."""
+    if quant is None:
+        return
+    for name, module in model.named_modules():
+        if isinstance(module, Linear) and not keeps_dtype(name, module, model):
+            module.method = Fp8Method()
+
+
+def keeps_dtype(name: str, layer: Linear, model: Decoder) -> bool:
+    router = name.endswith("mlp.gate")
+    latent = name.endswith("kv_b_proj")
+    odd = bool(layer.in_features % 16 or layer.out_features % 16)
+    return router or latent or odd or (name == "lm_head" and model.spec.tied)
