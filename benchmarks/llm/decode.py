@@ -36,7 +36,13 @@ def measure(llm: LLM, batch: int, context: int, tokens: int) -> dict[str, float]
     gaps = [1e3 * (b - a) for a, b in zip(last, last[1:])][tokens // 4 :]
     quartiles = statistics.quantiles(gaps, n=4)
     first = min(o.token_times[0] for o in outputs) - start
-    return {"ms_per_token": statistics.median(gaps), "q1": quartiles[0], "q3": quartiles[2], "first_token_ms": 1e3 * first, "wall_s": wall}
+    return {
+        "ms_per_token": statistics.median(gaps),
+        "q1": quartiles[0],
+        "q3": quartiles[2],
+        "first_token_ms": 1e3 * first,
+        "wall_s": wall,
+    }
 
 
 def main() -> None:
@@ -67,14 +73,31 @@ def main() -> None:
             spec = llm.loaded.model.spec.layers[0].attention
             cache = batch * args.context * len(llm.loaded.model.spec.layers) * 2 * spec.num_kv_heads * spec.head_dim * 2
             floor = 1e3 * (weight + cache) / BANDWIDTH
-            row = {"model": args.model, "quant": quant, "batch": batch, "context": args.context, **result, "floor_ms": floor, "percent_of_floor": 100 * floor / result["ms_per_token"], "load_s": load, "first_use_s": warm}
+            row = {
+                "model": args.model,
+                "quant": quant,
+                "batch": batch,
+                "context": args.context,
+                **result,
+                "floor_ms": floor,
+                "percent_of_floor": 100 * floor / result["ms_per_token"],
+                "load_s": load,
+                "first_use_s": warm,
+            }
             rows.append(row)
             print(json.dumps(row), flush=True)
         print(llm.explain(), flush=True)
         tuner = getattr(getattr(llm.runner, "_graphs", None), "_tuner", None)
         if tuner is not None:
             for key, times in tuner.times_us.items():
-                print(key, {k.replace("SmallLinearConfig", ""): round(v, 1) for k, v in sorted(times.items(), key=lambda kv: kv[1])}, flush=True)
+                print(
+                    key,
+                    {
+                        k.replace("SmallLinearConfig", ""): round(v, 1)
+                        for k, v in sorted(times.items(), key=lambda kv: kv[1])
+                    },
+                    flush=True,
+                )
         llm.shutdown()
         del llm
         if torch.cuda.is_available():

@@ -19,7 +19,10 @@ LLAMA = CONFIGS["llama2"] | {"hidden_size": 256, "head_dim": 64, "intermediate_s
 
 def make(tmp_path: Path, config: dict, device: str, dtype: str, **settings) -> LLM:
     (tmp_path / "config.json").write_text(json.dumps(config))
-    settings = {"kv_cache": KvCacheConfig(max_tokens=4096, tokens_per_block=16), "scheduler": SchedulerConfig(max_num_tokens=64, max_batch_size=32)} | settings
+    settings = {
+        "kv_cache": KvCacheConfig(max_tokens=4096, tokens_per_block=16),
+        "scheduler": SchedulerConfig(max_num_tokens=64, max_batch_size=32),
+    } | settings
     return LLM(tmp_path, device=device, dtype=dtype, load_format="dummy", max_seq_len=256, **settings)
 
 
@@ -39,7 +42,9 @@ GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, logprobs=
 
 def logprobs(output) -> tuple[list[int], torch.Tensor]:
     one = output.outputs[0]
-    rows = [next(iter(r.values())).logprob for r in output.prompt_logprobs[1:]] + [r[t].logprob for r, t in zip(one.logprobs, one.token_ids)]
+    rows = [next(iter(r.values())).logprob for r in output.prompt_logprobs[1:]] + [
+        r[t].logprob for r, t in zip(one.logprobs, one.token_ids)
+    ]
     return one.token_ids, torch.tensor(rows)
 
 
@@ -58,7 +63,10 @@ def test_fp32_matches_the_cpu(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("quant", [None, "fp8"])
 def test_fused_decode_matches_the_modules(quant: str | None, tmp_path: Path) -> None:
-    with make(tmp_path, LLAMA, "cuda", "bf16", quant=quant) as fused, make(tmp_path, LLAMA, "cuda", "bf16", quant=quant, cuda_graph=CudaGraphConfig(enabled=False)) as plain:
+    with (
+        make(tmp_path, LLAMA, "cuda", "bf16", quant=quant) as fused,
+        make(tmp_path, LLAMA, "cuda", "bf16", quant=quant, cuda_graph=CudaGraphConfig(enabled=False)) as plain,
+    ):
         with torch.no_grad():
             for llm in (fused, plain):
                 for p in llm.loaded.model.parameters():
@@ -80,7 +88,9 @@ def test_overlap_and_graphs_give_the_same_tokens(tmp_path: Path) -> None:
     answers = []
     for overlap in (False, True):
         scheduler = SchedulerConfig(max_num_tokens=64, max_batch_size=32, overlap=overlap)
-        with make(tmp_path, LLAMA, "cuda", "fp32", scheduler=scheduler, cuda_graph=CudaGraphConfig(enabled=overlap)) as llm:
+        with make(
+            tmp_path, LLAMA, "cuda", "fp32", scheduler=scheduler, cuda_graph=CudaGraphConfig(enabled=overlap)
+        ) as llm:
             answers.append([o.outputs[0].token_ids for o in llm.generate(asked, params)])
             llm.check_integrity()
     assert answers[0] == answers[1]

@@ -8,7 +8,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from venturi.kernels.triton_kernels import activations, attention, norms, rotary, sampling, small_linear
+from venturi.kernels.triton_kernels import activations, attention, norms, quantize, rotary, sampling, small_linear
 
 
 def case(kernel, types: dict[str, str], constants: dict, **options):
@@ -123,52 +123,63 @@ def cases(pdl: bool):
             num_warps=8,
         ),
     )
+    fp8 = "*fp8e4nv"
+    yield (
+        "norm fp8",
+        case(
+            norms.rms_norm_fp8_kernel,
+            {"x": b, "weight": b, "out": fp8, "scales": f, "eps": "fp32", "offset": "fp32"},
+            {"BLOCK": 4096, "PDL": pdl},
+            num_warps=8,
+        ),
+    )
+    yield (
+        "quantize fp8",
+        case(
+            quantize.quantize_rows_kernel, {"x": b, "out": fp8, "scales": f}, {"BLOCK": 4096, "PDL": pdl}, num_warps=8
+        ),
+    )
     linear = {
         "x": b,
         "w": b,
+        "x_scales": f,
         "scales": f,
-        "norm": b,
         "residual": b,
         "bias": b,
         "out": b,
-        "eps": "fp32",
-        "offset": "fp32",
+        "partial": f,
+        "tickets": i,
     }
     base = {
-        "NORM": False,
         "GATED": False,
         "RESIDUAL": False,
         "BIAS": False,
         "SCALED": False,
         "KIND": "silu",
-        "SWAP": False,
         "EVEN_K": True,
-        "PREFETCH": 1024,
+        "PREFETCH": 256,
+        "SPLITS": 4,
         "M": 16,
-        "BLOCK_N": 16,
-        "BLOCK_K": 256,
+        "BLOCK_N": 64,
+        "BLOCK_K": 128,
         "PDL": pdl,
     }
     yield (
-        "small norm gated",
-        case(small_linear.small_linear_kernel, linear, base | {"NORM": True, "GATED": True}, num_warps=4, num_stages=4),
+        "small gated",
+        case(small_linear.small_linear_kernel, linear, base | {"GATED": True}, num_warps=4, num_stages=4),
     )
     yield (
-        "small swapped",
+        "small residual",
         case(
-            small_linear.small_linear_kernel,
-            linear,
-            base | {"SWAP": True, "BLOCK_N": 64, "BLOCK_K": 128, "RESIDUAL": True},
-            num_warps=4,
-            num_stages=4,
+            small_linear.small_linear_kernel, linear, base | {"RESIDUAL": True, "SPLITS": 1}, num_warps=4, num_stages=6
         ),
     )
     yield (
         "small fp8",
         case(
             small_linear.small_linear_kernel,
-            linear | {"w": "*fp8e4nv"},
-            base | {"SCALED": True},
+            linear | {"w": fp8, "x": fp8},
+            base | {"SCALED": True, "BLOCK_K": 256},
             num_warps=4,
             num_stages=4,
         ),

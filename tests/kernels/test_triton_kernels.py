@@ -11,8 +11,10 @@ from venturi.kernels import rotary as rotary_reference
 from venturi.kernels.activations import gated as gated_reference
 from venturi.kernels.attention import AttentionBatch, AttentionKind
 from venturi.kernels.norms import rms_norm as rms_norm_reference
+from venturi.kernels.quantize import quantize_rows
 from venturi.kernels.sampling import sample as sample_reference
-from venturi.kernels.triton_kernels import activations, attention, norms, rotary, sampling
+from venturi.kernels.triton_kernels import activations, attention, norms, quantize, rotary, sampling
+from venturi.kernels.triton_kernels.small_linear import SmallLinearConfig, small_linear
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 
@@ -128,30 +130,40 @@ def test_sampling_follows_the_probabilities() -> None:
     torch.testing.assert_close(share, probs, rtol=0, atol=4 * (0.25 / rows) ** 0.5)
 
 
-@pytest.mark.parametrize("swap", [False, True])
+@pytest.mark.parametrize("splits", [1, 3])
 @pytest.mark.parametrize("rows", [1, 5, 20])
-@pytest.mark.parametrize("parts", ["plain", "norm", "gated", "residual-bias", "fp8"])
-def test_small_linear(swap: bool, rows: int, parts: str) -> None:
-    from venturi.kernels.triton_kernels.small_linear import SmallLinearConfig, small_linear
-
+@pytest.mark.parametrize("parts", ["plain", "gated", "residual-bias", "fp8", "fp8-gated"])
+def test_small_linear(splits: int, rows: int, parts: str) -> None:
     torch.manual_seed(0)
-    n, k = 45, 70
-    x, w = torch.randn(rows, k), torch.randn(2 * n if parts == "gated" else n, k)
-    config = SmallLinearConfig(block_n=16, block_k=32, swap=swap)
-    extra, wanted = {}, None
-    if parts == "norm":
-        weight = torch.randn(k)
-        extra = {"norm": weight, "eps": 1e-5, "offset": 1.0}
-        wanted = rms_norm_reference(x, weight, 1e-5, offset=1.0)[0] @ w.t()
-    elif parts == "gated":
-        extra, wanted = {"gated": "silu"}, gated_reference(x @ w.t(), "silu")
-    elif parts == "residual-bias":
-        residual, bias = torch.randn(rows, n), torch.randn(n)
-        extra, wanted = {"residual": residual, "bias": bias}, x @ w.t() + bias + residual
-    elif parts == "fp8":
-        scales = w.abs().amax(1) / 448
-        packed = (w / scales[:, None]).to(torch.float8_e4m3fn)
-        extra, wanted = {"scales": scales}, x @ (packed.float() * scales[:, None]).t()
-        w = packed
-    ours = small_linear(x, w, config, **extra)
-    torch.testing.assert_close(ours, x @ w.t() if wanted is None else wanted, rtol=1e-4, atol=1e-4)
+    n, k = 45, 90
+    x, w = torch.randn(rows, k), torch.randn(2 * n if "gated" in parts else n, k)
+    config = SmallLinearConfig(block_n=16, block_k=32, splits=splits)
+    tickets = torch.zeros(8, dtype=torch.int32)
+    extra = {"out_dtype": torch.float32}
+    if "fp8" in parts:
+        (w, scales), (x, x_scales) = quantize_rows(w), quantize_rows(x)
+        extra |= {"scales": scales, "x_scales": x_scales}
+        wanted = (x.float() * x_scales[:, None]) @ (w.float() * scales[:, None]).t()
+    else:
+        wanted = x @ w.t()
+    if "gated" in parts:
+        extra["gated"], wanted = "silu", gated_reference(wanted, "silu")
+    if parts == "residual-bias":
+        extra |= {"residual": torch.randn(rows, n), "bias": torch.randn(n)}
+        wanted = wanted + extra["bias"] + extra["residual"]
+    ours = small_linear(x, w, config, tickets=tickets, **extra)
+    torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-4)
+    assert not tickets.any()
+
+
+def test_rows_in_fp8() -> None:
+    x, weight = torch.randn(4, 200) * 5, torch.randn(200)
+    ours, scales = quantize.quantize_rows(x)
+    theirs, wanted = quantize_rows(x)
+    torch.testing.assert_close(scales, wanted)
+    torch.testing.assert_close(
+        ours.float(), theirs.float(), rtol=0.13, atol=0.01
+    )  # a step of e4m3: the interpreter truncates
+    packed, scales = norms.rms_norm_fp8(x, weight, 1e-6, 1.0)
+    normal = rms_norm_reference(x, weight, 1e-6, offset=1.0)[0]
+    torch.testing.assert_close(packed.float(), normal / scales[:, None], rtol=0.13, atol=0.01)

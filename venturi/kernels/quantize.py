@@ -16,3 +16,13 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
         return on_device(x)
     scales = x.abs().amax(-1).float().clamp(min=1e-12) / FP8_MAX
     return (x.float() / scales[:, None]).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn), scales
+
+
+def scaled_product(
+    x: Tensor, x_scales: Tensor, w: Tensor, scales: Tensor, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """(x * x_scales) (w * scales)^T + bias of fp8 operands on CUDA (cuBLASLt). x: [rows, k], w: [n, k], both e4m3."""
+    y = torch._scaled_mm(
+        x, w.t(), scale_a=x_scales[:, None], scale_b=scales[None], out_dtype=dtype, use_fast_accum=True
+    )
+    return y if bias is None else y + bias

@@ -20,6 +20,7 @@ from venturi.llm.fused_decode import FusedDecode, refusal
 from venturi.llm.fused_linear import LinearTuner
 from venturi.llm.kv.pool import KvPool
 from venturi.llm.models.decoder import Decoder
+from venturi.llm.models.spec import MoeSpec
 from venturi.llm.staging import Staging
 from venturi.llm.step_inputs import Ints, StepInputs
 
@@ -28,12 +29,13 @@ FIELDS = 5  # tokens, owners, positions, slots, seq_lens
 
 @dataclass
 class Captured:
-    """inputs: [FIELDS * size] int64, read by the graph. logits and tokens are its results."""
+    """inputs: [FIELDS * size] int64, read by the graph. logits and tokens are its results. compute holds what it reads."""
 
     graph: torch.cuda.CUDAGraph
     inputs: Tensor
     logits: Tensor
     tokens: Tensor
+    compute: Callable[[], tuple[Tensor, Tensor]]
 
 
 class DecodeGraphs:
@@ -46,6 +48,9 @@ class DecodeGraphs:
         self._model, self._pool, self._tables, self._last_tokens = model, pool, tables, last_tokens
         self._spare_slot, self._max_seq_len = max_slots, max_seq_len
         self._sizes = [n for n in config.sizes() if n <= max_slots] if config.enabled else []
+        self._off = "CUDA graphs are off"
+        if any(isinstance(layer.mlp, MoeSpec) for layer in model.spec.layers):
+            self._sizes, self._off = [], "experts are picked on the host, which a graph cannot"
         self._padding = config.enable_padding
         self._captured: dict[int, Captured] = {}
         self._memory: tuple[int, int] | None = None
@@ -76,7 +81,7 @@ class DecodeGraphs:
 
     def describe(self) -> str:
         if not self._sizes:
-            return "launched one by one (CUDA graphs are off)"
+            return f"launched one by one ({self._off})"
         how = (
             f"modules ({self._refusal})" if self._refusal else "fused small-batch linears up to 64 rows, modules above"
         )
@@ -111,7 +116,7 @@ class DecodeGraphs:
             logits, tokens = compute()
         self._memory = graph.pool()
         logger.info("captured a decode graph of %d sequences", size)
-        return Captured(graph, inputs, logits, tokens)
+        return Captured(graph, inputs, logits, tokens, compute)
 
     def _computation(self, view: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
         """What one step of view's rows computes: a function of the views' contents, to be captured."""

@@ -19,8 +19,12 @@ from torch import Tensor
 
 from venturi.core.folders import cache_folder
 from venturi.core.log import logger
+from torch.nn import functional as F
+
 from venturi.kernels.activations import gated as gated_product
+from venturi.kernels.quantize import quantize_rows, scaled_product
 from venturi.kernels.triton_kernels import small_linear as kernel_file
+from venturi.kernels.triton_kernels.norms import rms_norm_fp8
 from venturi.kernels.triton_kernels.small_linear import SmallLinearConfig, small_linear
 from venturi.llm.fused_decode import KINDS
 from venturi.llm.layers.attention import Attention
@@ -29,18 +33,11 @@ from venturi.llm.layers.linear import Linear
 from venturi.llm.layers.norm import RmsNorm
 from venturi.llm.models.decoder import Decoder, DecoderLayer
 
-CANDIDATES = [
-    SmallLinearConfig(16, 256, 4, 4),
-    SmallLinearConfig(16, 512, 3, 4),
-    SmallLinearConfig(16, 256, 4, 4, prefetch=1024),
-    SmallLinearConfig(16, 512, 3, 8),
-    SmallLinearConfig(32, 128, 4, 4),
-    SmallLinearConfig(32, 256, 3, 8),
-    SmallLinearConfig(32, 256, 3, 8, prefetch=512),
-    SmallLinearConfig(64, 128, 4, 4, swap=True),
-    SmallLinearConfig(64, 128, 4, 4, swap=True, prefetch=512),
-    SmallLinearConfig(128, 64, 5, 4, swap=True),
-]
+TILES = {
+    2: [(64, 128, 4), (64, 128, 6), (64, 256, 3), (128, 64, 5), (128, 128, 3)],
+    1: [(64, 256, 4), (64, 128, 6), (128, 128, 4), (128, 256, 3)],
+}
+SPLITS = (1, 2, 4, 8)
 TORCH = "torch"
 Choice = SmallLinearConfig | str
 
@@ -77,6 +74,7 @@ class LinearTuner:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self.tickets = torch.zeros(1 << 14, dtype=torch.int32, device=device)
         self._choices: dict[str, Choice] = {}
         self.times_us: dict[str, dict[str, float]] = {}
         self._path = _cache_path(device)
@@ -88,7 +86,7 @@ class LinearTuner:
         self, x: Tensor, layer: Linear, norm: RmsNorm | None, residual: Tensor | None, activation: str | None
     ) -> Tensor:
         use = Use(layer, norm, residual is not None, activation)
-        return run(self._choices[problem(use, len(x)).key], x, use, residual)
+        return run(self._choices[problem(use, len(x)).key], x, use, residual, self.tickets)
 
     def tune(self, model: Decoder, rows: int) -> None:
         """Choose for every kind of layer of the model that has no choice yet."""
@@ -97,13 +95,29 @@ class LinearTuner:
             kinds.setdefault(problem(use, rows), []).append(use)
         fresh = [kind for kind in kinds if kind.key not in self._choices]
         for kind in fresh:
-            times = {str(c): _time_us(c, kinds[kind][:32], kind.rows, self._device) for c in [*CANDIDATES, TORCH]}
+            choices = candidates(kind)
+            times = {str(c): self._time_us(c, kinds[kind][:32], kind.rows) for c in choices}
             self.times_us[kind.key] = times
-            best = min([*CANDIDATES, TORCH], key=lambda c: times[str(c)])
+            best = min(choices, key=lambda c: times[str(c)])
             self._choices[kind.key] = best
             logger.info("linear %s: %s, %.1f us", kind.key, best, times[str(best)])
         if fresh:
             self._store()
+
+    def _time_us(self, choice: Choice, same: list[Use], rows: int) -> float:
+        """Median time of a call, in a graph over different layers, so that weights come from memory; inf if it fails."""
+        weight, norm = same[0].layer.weight.dtype, same[0].norm
+        dtype = weight if weight.itemsize > 1 else torch.bfloat16 if norm is None else norm.weight.dtype
+        x = torch.randn(rows, same[0].layer.in_features, device=self._device, dtype=dtype)
+        residual = None
+        if same[0].residual:
+            residual = torch.randn(rows, same[0].layer.out_features, device=self._device, dtype=dtype)
+        try:
+            return _graph_time_us(lambda: [run(choice, x, use, residual, self.tickets) for use in same], len(same))
+        except Exception as exc:
+            logger.warning("candidate %s fails: %s", choice, str(exc).splitlines()[0])
+            self.tickets.zero_()
+            return float("inf")
 
     def _store(self) -> None:
         fields = {k: v if isinstance(v, str) else asdict(v) for k, v in self._choices.items()}
@@ -140,34 +154,40 @@ def problem(use: Use, rows: int) -> Problem:
     return Problem(padded, *weight.shape, kind, use.norm is not None, use.residual, use.activation)
 
 
-def run(choice: Choice, x: Tensor, use: Use, residual: Tensor | None) -> Tensor:
+def candidates(kind: Problem) -> list[Choice]:
+    """torch, and the tiles whose programs give every multiprocessor something to do."""
+    outputs = kind.n // 2 if kind.activation else kind.n
+    found: list[Choice] = [TORCH]
+    for block_n, block_k, stages in TILES[1 if "float8" in kind.dtype else 2]:
+        for splits in SPLITS:
+            programs = -(-outputs // block_n) * splits
+            if (64 <= programs <= 800 or splits == 1) and kind.k >= splits * block_k:
+                found.append(SmallLinearConfig(block_n, block_k, stages, 4, splits))
+                if block_n == 64 and 128 <= programs:
+                    found.append(SmallLinearConfig(block_n, block_k, stages, 4, splits, prefetch=2 * block_k))
+    return found
+
+
+def run(choice: Choice, x: Tensor, use: Use, residual: Tensor | None, tickets: Tensor) -> Tensor:
     """Apply a layer with its neighbours the chosen way."""
-    layer, norm = use.layer, use.norm
+    layer, norm, kind = use.layer, use.norm, x.dtype
+    x_scales = None
+    if layer.weight.dtype == torch.float8_e4m3fn:
+        x, x_scales = quantize_rows(x) if norm is None else rms_norm_fp8(x, norm.weight, norm.eps, norm.offset)
+    elif norm is not None:
+        x = norm(x)[0]
     if isinstance(choice, SmallLinearConfig):
         return small_linear(
-            x, layer.weight, choice, scales=layer.scales, norm=None if norm is None else norm.weight,
-            eps=0.0 if norm is None else norm.eps, offset=0.0 if norm is None else norm.offset, residual=residual,
-            bias=layer.bias, gated=use.activation,
+            x, layer.weight, choice, tickets=tickets, x_scales=x_scales, scales=layer.scales, residual=residual,
+            bias=layer.bias, gated=use.activation, out_dtype=kind,
         )  # fmt: skip
-    y = layer(x if norm is None else norm(x)[0])
+    if x_scales is None or layer.scales is None:
+        y = F.linear(x, layer.weight, layer.bias)
+    else:
+        y = scaled_product(x, x_scales, layer.weight, layer.scales, layer.bias, kind)
     if use.activation is not None:
         y = gated_product(y, "silu" if use.activation == "silu" else "gelu_pytorch_tanh")
     return y if residual is None else y + residual
-
-
-def _time_us(choice: Choice, same: list[Use], rows: int, device: torch.device) -> float:
-    """Median time of a call, in a graph over different layers' weights so that they come from memory; inf if it fails."""
-    weight = same[0].layer.weight.dtype
-    norm = same[0].norm
-    dtype = weight if weight.itemsize > 1 else torch.bfloat16 if norm is None else norm.weight.dtype
-    x = torch.randn(rows, same[0].layer.in_features, device=device, dtype=dtype)
-    width = same[0].layer.out_features
-    residual = torch.randn(rows, width, device=device, dtype=dtype) if same[0].residual else None
-    try:
-        return _graph_time_us(lambda: [run(choice, x, use, residual) for use in same], len(same))
-    except Exception as exc:
-        logger.warning("candidate %s fails: %s", choice, str(exc).splitlines()[0])
-        return float("inf")
 
 
 def _graph_time_us(work: Callable[[], Any], calls: int) -> float:
@@ -190,7 +210,7 @@ def _graph_time_us(work: Callable[[], Any], calls: int) -> float:
 def _cache_path(device: torch.device) -> Path:
     import triton
 
-    source = inspect.getsource(kernel_file) + repr(CANDIDATES)
+    source = inspect.getsource(kernel_file) + repr((TILES, SPLITS))
     parts = [torch.cuda.get_device_name(device), torch.__version__, triton.__version__, source]
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     return cache_folder() / "llm" / f"linear-{digest}.json"

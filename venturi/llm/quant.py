@@ -1,7 +1,7 @@
 """FP8 weights (e4m3, one scale per output row), made while loading. A LinearMethod: the layers do not know.
 
-Large batches quantize activations per token and multiply in fp8 (torch._scaled_mm, cuBLASLt); small ones read the fp8
-weight and multiply in the activation's type (see `fused_linear.py`).
+On CUDA activations are quantized per token and the product is fp8: cuBLASLt here, our kernels for small decode batches
+(`fused_linear.py`).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from venturi.kernels.quantize import quantize_rows
+from venturi.kernels.quantize import quantize_rows, scaled_product
 from venturi.llm.layers.linear import Linear
 from venturi.llm.models.decoder import Decoder
 
@@ -30,15 +30,7 @@ class Fp8Method:
             y = nn.functional.linear(x, layer.weight.to(x.dtype)) * layer.scales.to(x.dtype)
             return y if layer.bias is None else y + layer.bias
         rows, scales = quantize_rows(x)
-        y = torch._scaled_mm(
-            rows,
-            layer.weight.t(),
-            scale_a=scales[:, None],
-            scale_b=layer.scales[None],
-            out_dtype=x.dtype,
-            use_fast_accum=True,
-        )
-        return y if layer.bias is None else y + layer.bias
+        return scaled_product(rows, scales, layer.weight, layer.scales, layer.bias, x.dtype)
 
 
 def apply_quantization(model: Decoder, quant: str | None) -> None:

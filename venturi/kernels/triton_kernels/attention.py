@@ -33,6 +33,34 @@ def score_tile(q, q_tail, k, k_tail, scale, softcap, SOFTCAP: tl.constexpr, TAIL
 
 
 @triton.jit
+def reduce_splits(
+    partial, sums, sinks, out, base, first_head, count, v_dim: tl.constexpr, SPLITS: tl.constexpr, SINKS: tl.constexpr,
+    DV: tl.constexpr,
+):  # fmt: skip
+    """out[head] = sum_i acc_i 2^(top_i - top) / sum_i sum_i 2^(top_i - top), head by head."""
+    each, feature = tl.arange(0, SPLITS), tl.arange(0, DV)
+    for i in range(count):
+        head = first_head + i
+        place = (base + head) * SPLITS + each
+        tops = tl.load(sums + place * 2, cache_modifier=".cg")
+        totals = tl.load(sums + place * 2 + 1, cache_modifier=".cg")
+        inside = feature[None, :] < v_dim
+        tile = tl.load(
+            partial + place[:, None] * v_dim + feature[None, :], mask=inside, other=0.0, cache_modifier=".cg"
+        )
+        top = tl.max(tops, 0)
+        if SINKS:
+            sink = tl.load(sinks + head).to(tl.float32) * 1.4426950408889634
+            top = tl.maximum(top, sink)
+        factor = tl.exp2(tops - top)
+        total = tl.sum(totals * factor, 0)
+        if SINKS:
+            total += tl.exp2(sink - top)
+        result = tl.sum(tile * factor[:, None], 0) / total
+        tl.store(out + (base + head) * v_dim + feature, result.to(out.dtype.element_ty), mask=feature < v_dim)
+
+
+@triton.jit
 def decode_kernel(
     q, k_cache, v_cache, out, tables, table_rows, seq_lens, sinks, partial, sums, tickets, scale, softcap,
     q_row, q_head, k_slot, v_slot, table_row, heads: tl.constexpr, kv_heads: tl.constexpr, k_dim: tl.constexpr,
@@ -122,41 +150,10 @@ def decode_kernel(
         ticket = tl.atomic_add(own_ticket, 1, sem="acq_rel")
         if ticket == SPLITS - 1:
             tl.debug_barrier()
-            each = tl.arange(0, SPLITS)
-            tops = tl.load(
-                sums + (out_at[:, None] * SPLITS + each[None, :]) * 2,
-                mask=row_in[:, None],
-                other=0.0,
-                cache_modifier=".cg",
-            )
-            shares = tl.load(
-                sums + (out_at[:, None] * SPLITS + each[None, :]) * 2 + 1,
-                mask=row_in[:, None],
-                other=1.0,
-                cache_modifier=".cg",
-            )
-            top = tl.max(tops, 1)
-            if SINKS:
-                sink = tl.load(sinks + head, mask=row_in, other=0.0).to(tl.float32) * 1.4426950408889634
-                top = tl.maximum(top, sink)
-            total = tl.sum(shares * tl.exp2(tops - top[:, None]), 1)
-            if SINKS:
-                total += tl.exp2(sink - top)
-            acc = tl.zeros([M, DV], tl.float32)
-            for i in range(SPLITS):
-                one = tl.load(sums + (out_at * SPLITS + i) * 2, mask=row_in, other=0.0, cache_modifier=".cg")
-                piece = tl.load(
-                    partial + (out_at * SPLITS + i)[:, None] * v_dim + feature[None, :],
-                    mask=inside,
-                    other=0.0,
-                    cache_modifier=".cg",
-                )
-                acc += piece * tl.exp2(one - top)[:, None]
-            tl.store(
-                out + out_at[:, None] * v_dim + feature[None, :],
-                (acc / total[:, None]).to(out.dtype.element_ty),
-                mask=inside,
-            )
+            reduce_splits(
+                partial, sums, sinks, out, sequence * heads, kv_head * GROUP + part * M, tl.minimum(M, GROUP - part * M),
+                v_dim, SPLITS, SINKS, DV,
+            )  # fmt: skip
             tl.store(own_ticket, 0)
 
 
@@ -253,7 +250,7 @@ def num_splits(batch: AttentionBatch, kv_heads: int, device: torch.device) -> in
     programs = max(1, len(batch.seq_lens) * kv_heads)
     wanted = triton.cdiv(2 * num_sms(device.index or 0), programs)
     longest = max(1, batch.max_keys // 64)
-    return min(MAX_SPLITS, triton.next_power_of_2(min(wanted, longest)))
+    return min(MAX_SPLITS, 1 << (min(wanted, longest).bit_length() - 1))
 
 
 def _features(k_dim: int) -> tuple[int, int]:

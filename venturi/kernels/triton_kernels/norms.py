@@ -53,3 +53,34 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None, off
             RESIDUAL=residual is not None, BLOCK=block, num_warps=max(1, min(8, block // 512)), **options(x),
         )  # fmt: skip
     return out, total
+
+
+@triton.jit
+def rms_norm_fp8_kernel(x, weight, out, scales, size, x_row, eps, offset, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    """The normalized row in fp8, with the row's scale: max |y| / 448."""
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < size
+    w = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32) + offset
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    s = tl.load(x + row * x_row + columns, mask=inside, other=0.0).to(tl.float32)
+    y = s * tl.rsqrt(tl.sum(s * s, 0) / size + eps) * tl.where(inside, w, 0.0)
+    scale = tl.maximum(tl.max(tl.abs(y), 0), 1e-12) / 448.0
+    packed = tl.minimum(tl.maximum(y / scale, -448.0), 448.0).to(tl.float8e4nv)
+    tl.store(out + row * size + columns, packed, mask=inside)
+    tl.store(scales + row, scale)
+
+
+def rms_norm_fp8(x: Tensor, weight: Tensor, eps: float, offset: float) -> tuple[Tensor, Tensor]:
+    """x: [rows, size] -> (float8_e4m3fn [rows, size], scales [rows] fp32) of the normalized rows."""
+    rows, size = x.shape
+    out = torch.empty(rows, size, dtype=torch.float8_e4m3fn, device=x.device)
+    scales = torch.empty(rows, dtype=torch.float32, device=x.device)
+    block = triton.next_power_of_2(size)
+    rms_norm_fp8_kernel[(rows,)](
+        x, weight, out, scales, size, x.stride(0), eps, offset, BLOCK=block, num_warps=max(1, min(16, block // 512)),
+        **options(x),
+    )  # fmt: skip
+    return out, scales
