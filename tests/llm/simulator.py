@@ -83,6 +83,9 @@ class RememberingRunner:
             return Launched(fault[1])
         return Launched(StepResult(drawn))
 
+    def close(self) -> None:
+        pass
+
     def _draw(self, seq: Sequence, position: int, tokens: list[int]) -> Drawn:
         token = next_token(tokens, seq.index if seq.request.beam is None else 0)
         self.last.setdefault(id(seq), (seq, {}))[1][position] = token

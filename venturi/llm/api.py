@@ -177,8 +177,9 @@ class LLM:
         self._thread.call(lambda: (self._cache.clear(), None)[1])
 
     def shutdown(self) -> None:
-        """Cancel what runs and free the device. Safe to call again."""
+        """Cancel what runs, end the engine's thread, free cache and graphs. Safe to call again."""
         self._thread.stop()
+        self.runner.close()
 
     def __enter__(self) -> LLM:
         return self

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from venturi.kernels.attention import AttentionBatch
-from venturi.kernels.triton_kernels.attention import tile_rows, tiles
+from venturi.kernels.triton_kernels.attention import prefill_config, tiles
 from venturi.llm.config import CudaGraphConfig
 from venturi.llm.decode_graphs import DecodeGraphs
 from venturi.llm.kv.pool import KvPool
@@ -61,11 +61,17 @@ class CudaRunner:
         self.last_tokens = torch.zeros(max_slots + 1, dtype=torch.int64, device=self.device)
         self._staging = Staging(self.device)
         self._stream = torch.cuda.Stream(self.device)
-        self._tile = tile_rows(max(layer.attention.cache_k_dim for layer in model.spec.layers))
+        self._tile = prefill_config(max(layer.attention.cache_k_dim for layer in model.spec.layers)).queries
         self._graphs = DecodeGraphs(model, pool, self.tables, self.last_tokens, graphs, max_slots, max_seq_len)
 
     def describe_graphs(self) -> str:
         return self._graphs.describe()
+
+    def close(self) -> None:
+        """Wait for the device and free graphs and cache. No step may be launched afterwards."""
+        self._stream.synchronize()
+        self._graphs.clear()
+        self.pool.close()
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> LaunchedStep:

@@ -5,6 +5,7 @@ A batch runs in the next larger captured size; its padding rows write to the cac
 
 from __future__ import annotations
 
+import gc
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -79,6 +80,11 @@ class DecodeGraphs:
         """Whether the graph itself has stored these tokens in the token pool (they are its greedy tokens)."""
         return self._newest is not None and tokens.data_ptr() == self._newest.data_ptr()
 
+    def clear(self) -> None:
+        """Free the captured graphs."""
+        self._captured.clear()
+        self._newest = None
+
     def describe(self) -> str:
         if not self._sizes:
             return f"launched one by one ({self._off})"
@@ -112,8 +118,14 @@ class DecodeGraphs:
         compute()
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._memory, stream=torch.cuda.current_stream()):
-            logits, tokens = compute()
+        stream = torch.cuda.current_stream()
+        gc.collect()
+        gc.disable()  # freeing device objects while a stream records ends the recording
+        try:
+            with torch.cuda.graph(graph, pool=self._memory, stream=stream, capture_error_mode="thread_local"):
+                logits, tokens = compute()
+        finally:
+            gc.enable()
         self._memory = graph.pool()
         logger.info("captured a decode graph of %d sequences", size)
         return Captured(graph, inputs, logits, tokens, compute)

@@ -31,6 +31,10 @@ class TorchRunner:
         self.model, self.pool = model, pool
         self._builder = InputBuilder(max_slots, -(-max_seq_len // pool.block_tokens) + 1, pool.block_tokens)
 
+    def close(self) -> None:
+        """Free the cache. No step may be launched afterwards."""
+        self.pool.close()
+
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> Finished:
         self.pool.apply(plan.moves)

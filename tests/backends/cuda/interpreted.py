@@ -2,7 +2,7 @@
 
 Must be imported before Triton anywhere in the process: TRITON_INTERPRET is read when kernels are decorated. The
 patches fix Triton 3.6's interpreter under numpy >= 2.4 (loop bounds), its bf16 dot (treats bits as integers) and its
-rounding to bf16 (truncates).
+rounding to bf16 and fp8 (truncates; loses carries).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 os.environ["TRITON_INTERPRET"] = "1"
 
 import numpy as np
+import torch
 import triton.language as tl
 from triton.runtime import interpreter
 from triton.tools.tensor_descriptor import TensorDescriptor
@@ -45,6 +46,9 @@ def _rounding_cast(self, source, kind):
         rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
         data = np.where(np.isnan(source.data), np.uint16(0x7FC0), rounded)
         return interpreter.TensorHandle(data.reshape(source.data.shape), kind.scalar)
+    if source.dtype.scalar == tl.float32 and kind.scalar == tl.float8e4nv:
+        packed = torch.from_numpy(np.ascontiguousarray(source.data)).to(torch.float8_e4m3fn)
+        return interpreter.TensorHandle(packed.view(torch.uint8).numpy(), kind.scalar)
     return _cast(self, source, kind)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from venturi.backends.cuda.kernel import Cubin, KernelSource
 from venturi.core.errors import EngineError, TuningError, VenturiError
 from venturi.core.fingerprint import num_physical_threads
+from venturi.core.folders import cache_folder
 
 COMPILE_SECONDS = 60.0
 MAX_WORKERS = 32

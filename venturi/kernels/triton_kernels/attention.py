@@ -6,6 +6,9 @@ Flash-Decoding, by the program that finishes a (sequence, kv head) last.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from itertools import pairwise
+
 import torch
 import triton
 import triton.language as tl
@@ -15,8 +18,17 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from venturi.kernels.attention import AttentionBatch, AttentionKind
 from venturi.kernels.triton_kernels.launch import num_sms, options
 
-LOG2E = 1.4426950408889634
 MAX_SPLITS = 32
+
+
+@dataclass(frozen=True)
+class TileConfig:
+    """keys a tile, queries a tile (prefill), warps, pipeline stages."""
+
+    keys: int = 64
+    queries: int = 128
+    warps: int = 4
+    stages: int = 3
 
 
 @triton.jit
@@ -34,30 +46,29 @@ def score_tile(q, q_tail, k, k_tail, scale, softcap, SOFTCAP: tl.constexpr, TAIL
 
 @triton.jit
 def reduce_splits(
-    partial, sums, sinks, out, base, first_head, count, v_dim: tl.constexpr, SPLITS: tl.constexpr, SINKS: tl.constexpr,
-    DV: tl.constexpr,
+    partial, sums, sinks, out, out_at, head, inside, v_dim: tl.constexpr, SPLITS: tl.constexpr, SINKS: tl.constexpr,
+    M: tl.constexpr, DV: tl.constexpr,
 ):  # fmt: skip
-    """out[head] = sum_i acc_i 2^(top_i - top) / sum_i sum_i 2^(top_i - top), head by head."""
+    """out = sum_i acc_i 2^(top_i - top) / sum_i sum_i 2^(top_i - top), for a tile of heads."""
     each, feature = tl.arange(0, SPLITS), tl.arange(0, DV)
-    for i in range(count):
-        head = first_head + i
-        place = (base + head) * SPLITS + each
-        tops = tl.load(sums + place * 2, cache_modifier=".cg")
-        totals = tl.load(sums + place * 2 + 1, cache_modifier=".cg")
-        inside = feature[None, :] < v_dim
-        tile = tl.load(
-            partial + place[:, None] * v_dim + feature[None, :], mask=inside, other=0.0, cache_modifier=".cg"
-        )
-        top = tl.max(tops, 0)
-        if SINKS:
-            sink = tl.load(sinks + head).to(tl.float32) * 1.4426950408889634
-            top = tl.maximum(top, sink)
-        factor = tl.exp2(tops - top)
-        total = tl.sum(totals * factor, 0)
-        if SINKS:
-            total += tl.exp2(sink - top)
-        result = tl.sum(tile * factor[:, None], 0) / total
-        tl.store(out + (base + head) * v_dim + feature, result.to(out.dtype.element_ty), mask=feature < v_dim)
+    place = out_at[:, None] * SPLITS + each[None, :]
+    tops = tl.load(sums + place * 2, mask=inside[:, None], other=0.0, cache_modifier=".cg")
+    totals = tl.load(sums + place * 2 + 1, mask=inside[:, None], other=1.0, cache_modifier=".cg")
+    top = tl.max(tops, 1)
+    if SINKS:
+        sink = tl.load(sinks + head, mask=inside, other=0.0).to(tl.float32) * 1.4426950408889634
+        top = tl.maximum(top, sink)
+    total = tl.sum(totals * tl.exp2(tops - top[:, None]), 1)
+    if SINKS:
+        total += tl.exp2(sink - top)
+    kept = inside[:, None] & (feature[None, :] < v_dim)
+    acc = tl.zeros([M, DV], tl.float32)
+    for i in tl.static_range(SPLITS):
+        row = out_at * SPLITS + i
+        one = tl.load(sums + row * 2, mask=inside, other=0.0, cache_modifier=".cg")
+        piece = tl.load(partial + row[:, None] * v_dim + feature[None, :], mask=kept, other=0.0, cache_modifier=".cg")
+        acc += piece * tl.exp2(one - top)[:, None]
+    tl.store(out + out_at[:, None] * v_dim + feature[None, :], (acc / total[:, None]).to(out.dtype.element_ty), mask=kept)
 
 
 @triton.jit
@@ -150,10 +161,7 @@ def decode_kernel(
         ticket = tl.atomic_add(own_ticket, 1, sem="acq_rel")
         if ticket == SPLITS - 1:
             tl.debug_barrier()
-            reduce_splits(
-                partial, sums, sinks, out, sequence * heads, kv_head * GROUP + part * M, tl.minimum(M, GROUP - part * M),
-                v_dim, SPLITS, SINKS, DV,
-            )  # fmt: skip
+            reduce_splits(partial, sums, sinks, out, out_at, head, row_in, v_dim, SPLITS, SINKS, M, DV)
             tl.store(own_ticket, 0)
 
 
@@ -263,7 +271,7 @@ def _features(k_dim: int) -> tuple[int, int]:
 
 def decode(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, kind: AttentionKind, sinks: Tensor | None,
-    splits: int,
+    splits: int, config: TileConfig | None = None,
 ) -> Tensor:  # fmt: skip
     """One query token a sequence. Allocates its partial results; tickets are in batch.workspace, zero between calls."""
     rows, heads, k_dim = q.shape
@@ -277,7 +285,7 @@ def decode(
         sums = torch.empty(rows, heads, splits, 2, dtype=torch.float32, device=q.device)
         if "tickets" not in batch.workspace:
             batch.workspace["tickets"] = torch.zeros(max(rows * heads, 1), dtype=torch.int32, device=q.device)
-    n = 64 if wide <= 128 else 32
+    config = config or (TileConfig() if wide <= 128 else TileConfig(keys=32, stages=2))
     m = max(16, min(triton.next_power_of_2(group), 64 if wide <= 128 else 16))
     decode_kernel[(rows, kv_heads * triton.cdiv(group, m), splits)](
         q, k_cache, v_cache, out, batch.block_tables, batch.table_rows, batch.seq_lens, q if sinks is None else sinks, partial, sums,
@@ -285,44 +293,44 @@ def decode(
         k_cache.stride(1), v_cache.stride(1), batch.block_tables.stride(0), heads=heads, kv_heads=kv_heads,
         k_dim=k_dim, v_dim=v_dim, SIZE=k_cache.shape[1], SPLITS=splits, WINDOW=kind.window or 0,
         SOFTCAP=kind.softcap is not None, SINKS=sinks is not None, GROUP=group,
-        M=m, N=n, D=wide, TAIL=tail, DV=triton.next_power_of_2(v_dim),
-        num_warps=4, num_stages=3 if wide <= 128 else 2, **options(q),
+        M=m, N=config.keys, D=wide, TAIL=tail, DV=triton.next_power_of_2(v_dim),
+        num_warps=config.warps, num_stages=config.stages, **options(q),
     )  # fmt: skip
     return out
 
 
 def prefill(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, kind: AttentionKind, sinks: Tensor | None
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, kind: AttentionKind, sinks: Tensor | None,
+    config: TileConfig | None = None,
 ) -> Tensor:
     """Any number of query tokens a sequence."""
     tokens, heads, k_dim = q.shape
     kv_heads, v_dim = k_cache.shape[2], v_cache.shape[3]
     out = torch.empty(tokens, heads, v_dim, dtype=q.dtype, device=q.device)
     wide, tail = _features(k_dim)
-    m = int(batch.workspace["tile"][0]) if "tile" in batch.workspace else tile_rows(k_dim)
-    big = wide > 128
+    config = config or prefill_config(k_dim)
     tile_seq, tile_start = batch.workspace["tile_seq"], batch.workspace["tile_start"]
     prefill_kernel[(len(tile_seq), heads)](
         q, k_cache, v_cache, out, batch.block_tables, batch.table_rows, batch.query_starts, batch.seq_lens, tile_seq, tile_start,
         q if sinks is None else sinks, kind.scale, kind.softcap or 1.0, q.stride(0), q.stride(1), k_cache.stride(1),
         v_cache.stride(1), batch.block_tables.stride(0), heads=heads, kv_heads=kv_heads, k_dim=k_dim, v_dim=v_dim,
         SIZE=k_cache.shape[1], WINDOW=kind.window or 0, SOFTCAP=kind.softcap is not None, SINKS=sinks is not None,
-        M=m, N=32 if big else 64, D=wide, TAIL=tail, DV=triton.next_power_of_2(v_dim),
-        num_warps=8 if m >= 128 else 4, num_stages=2 if big else 3, **options(q),
+        M=config.queries, N=config.keys, D=wide, TAIL=tail, DV=triton.next_power_of_2(v_dim),
+        num_warps=config.warps, num_stages=config.stages, **options(q),
     )  # fmt: skip
     return out
 
 
-def tile_rows(k_dim: int) -> int:
-    """Queries per program of the prefill kernel."""
-    return 128 if k_dim <= 128 else 32
+def prefill_config(k_dim: int) -> TileConfig:
+    """The prefill kernel's tile; `tiles` must be made with its number of queries."""
+    return TileConfig(64, 128, 8, 3) if k_dim <= 128 else TileConfig(32, 32, 4, 2)
 
 
 def tiles(query_starts: list[int], rows: int) -> tuple[list[int], list[int]]:
     """(sequence, first query) of every tile of `rows` queries; long sequences' last tiles first, they take longest."""
     found = [
         (i, at)
-        for i, (a, b) in enumerate(zip(query_starts, query_starts[1:]))
+        for i, (a, b) in enumerate(pairwise(query_starts))
         for at in reversed(range(0, b - a, rows))
     ]
     return [i for i, _ in found], [at for _, at in found]

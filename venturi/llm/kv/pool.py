@@ -41,6 +41,11 @@ class KvPool:
             if host_blocks
         ]
 
+    def close(self) -> None:
+        """Free the tensors."""
+        self.layers.clear()
+        self.host.clear()
+
     def apply(self, moves: Moves) -> None:
         """Carry out block moves in their order (see `Moves`). Asynchronous on CUDA, in stream order."""
         if moves.swap_out:

@@ -73,3 +73,6 @@ class StepRunner(Protocol):
     """Computes steps in the order they are launched. The seam that tests replace."""
 
     def launch(self, plan: StepPlan) -> PendingStep: ...
+
+    def close(self) -> None:
+        """Free what the runner holds."""
