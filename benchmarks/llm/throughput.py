@@ -48,14 +48,17 @@ def main() -> None:
     args = parser.parse_args()
     cells = [tuple(map(int, cell.split("/"))) for cell in args.cells.split(",")]
     longest = max(100, *(isl + osl for isl, osl, _ in cells))
+    started = time.monotonic()
     llm = LLM(
         folder_of(args.model), load_format="dummy", skip_tokenizer_init=True, quant=None if args.quant == "none" else args.quant,
         max_seq_len=longest + 8, kv_cache=KvCacheConfig(dtype=args.kv, enable_block_reuse=False),
         scheduler=SchedulerConfig(max_batch_size=args.batch, max_num_tokens=args.tokens),
-        cuda_graph=CudaGraphConfig(batch_sizes=[1, 2, 4, 8, 16, 32, 64, *range(128, args.batch + 1, 64)], max_batch_size=args.batch),
+        cuda_graph=CudaGraphConfig(batch_sizes=[1, 2, 4, 8, 16, 32, 64, *range(128, args.batch + 1, 64)], max_batch_size=args.batch, lazy=False),
     )  # fmt: skip
     print(llm.memory_plan, flush=True)
     rows = []
+    llm._thread.ready.wait()
+    print(f'ready after {time.monotonic() - started:.1f} s', flush=True)
     measure(llm, 64, 16, min(64, args.batch))
     for isl, osl, count in cells:
         row = {"model": args.model, "quant": args.quant, "kv": args.kv, "batch": args.batch, **measure(llm, isl, osl, count)}

@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 
 import triton
+import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from venturi.kernels.triton_kernels import activations, attention, norms, quantize, rotary, sampling, small_linear
+from venturi.kernels.triton_kernels import activations, argmax, attention, norms, quantize, rotary, sampling, small_linear
 
 
 def case(kernel, types: dict[str, str], constants: dict, **options):
@@ -91,6 +92,7 @@ def cases(pdl: bool):
             "D": wide,
             "TAIL": tail,
             "DV": dv,
+            "KIND": tl.bfloat16,
             "PDL": pdl,
         }
         group_rows = max(16, min(group, 16))
@@ -139,6 +141,7 @@ def cases(pdl: bool):
             quantize.quantize_rows_kernel, {"x": b, "out": fp8, "scales": f}, {"BLOCK": 4096, "PDL": pdl}, num_warps=8
         ),
     )
+    yield "argmax", case(argmax.argmax_kernel, {"logits": b, "out": l, "keys": l, "tickets": i}, {"BLOCK": 8192, "PDL": pdl}, num_warps=8)
     linear = {
         "x": b,
         "w": b,

@@ -13,7 +13,7 @@ from venturi.kernels.attention import AttentionBatch, AttentionKind
 from venturi.kernels.norms import rms_norm as rms_norm_reference
 from venturi.kernels.quantize import quantize_rows
 from venturi.kernels.sampling import sample as sample_reference
-from venturi.kernels.triton_kernels import activations, attention, norms, quantize, rotary, sampling
+from venturi.kernels.triton_kernels import activations, argmax, attention, norms, quantize, rotary, sampling
 from venturi.kernels.triton_kernels.small_linear import SmallLinearConfig, small_linear
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
@@ -97,12 +97,31 @@ def test_paged_attention(kind: AttentionKind, sinks: bool, heads: int, kv_heads:
     q = torch.randn(3, heads, k_dim)
     theirs = attention_reference.paged_attention(q, k_cache, v_cache, decode, kind, sink)
     for splits in (1, 4):
-        close(attention.decode(q, k_cache, v_cache, decode, kind, sink, splits), theirs, torch.float32)
+        close(attention.decode(q, k_cache, v_cache, decode, kind, sink, splits, attention.TileConfig()), theirs, torch.float32)
         assert not decode.workspace.get("tickets", torch.zeros(1)).any()
     mixed = make_batch([1, 37, 20], lengths, size, 90)
     q = torch.randn(58, heads, k_dim)
     theirs = attention_reference.paged_attention(q, k_cache, v_cache, mixed, kind, sink)
     close(attention.prefill(q, k_cache, v_cache, mixed, kind, sink, attention.TileConfig(32, 16)), theirs, torch.float32)
+
+
+def test_paged_attention_over_an_fp8_cache() -> None:
+    k_cache, v_cache = (torch.randn(30, 8, 2, 32).to(torch.float8_e4m3fn) for _ in range(2))
+    batch = make_batch([1, 1], [60, 100], 8, 30)
+    q = torch.randn(2, 4, 32, dtype=torch.bfloat16)
+    theirs = attention_reference.paged_attention(q.float(), k_cache, v_cache, batch, KINDS[0])
+    ours = attention.decode(q, k_cache, v_cache, batch, KINDS[0], None, 1, attention.TileConfig())
+    close(ours, theirs, torch.bfloat16)
+
+
+def test_argmax() -> None:
+    logits = torch.randn(3, 20000, dtype=torch.bfloat16)
+    logits[0, 5], logits[0, 17000] = 9.0, 9.0
+    logits[1] = float("-inf")
+    logits[1, 19999] = -3e38
+    state = argmax.ArgmaxState.make(4, torch.device("cpu"))
+    for _ in range(2):
+        assert argmax.argmax(logits, state).tolist() == [5, 19999, int(logits[2].float().argmax())]
 
 
 def test_sample() -> None:

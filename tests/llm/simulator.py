@@ -83,6 +83,9 @@ class RememberingRunner:
             return Launched(fault[1])
         return Launched(StepResult(drawn))
 
+    def prepare(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 

@@ -83,7 +83,7 @@ class LLM:
         self.runner = self._make_runner(pool, cuda_graph or CudaGraphConfig())
         self._factory = RequestFactory(self.tokenizer, spec.vocab_size, outline.max_seq_len, self.loaded.end_ids, seed)
         overlap = self.device.type == "cuda" and self.scheduler_config.overlap
-        self._thread = EngineThread(EngineLoop(self._scheduler, self.runner, overlap=overlap))
+        self._thread = EngineThread(EngineLoop(self._scheduler, self.runner, overlap=overlap), self.runner.prepare)
 
     # ---- generating
 

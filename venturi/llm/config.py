@@ -62,11 +62,13 @@ class CudaGraphConfig(Settings):
 
     Args:
         enabled: replay decode steps as graphs. enable_padding: a batch runs in the next larger captured size.
+        lazy: capture a size when it is first needed; False: all of them at the start.
         batch_sizes: the sizes to capture; None: 1, 2, 4, then every 8 up to max_batch_size.
     """
 
     enabled: bool = True
     enable_padding: bool = True
+    lazy: bool = True
     batch_sizes: list[int] | None = None
     max_batch_size: int = Field(default=256, gt=0)
 

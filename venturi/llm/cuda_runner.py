@@ -60,12 +60,20 @@ class CudaRunner:
         self.tables[max_slots] = pool.num_blocks
         self.last_tokens = torch.zeros(max_slots + 1, dtype=torch.int64, device=self.device)
         self._staging = Staging(self.device)
+        self._lazy = graphs.lazy
         self._stream = torch.cuda.Stream(self.device)
         self._tile = prefill_config(max(layer.attention.cache_k_dim for layer in model.spec.layers)).queries
         self._graphs = DecodeGraphs(model, pool, self.tables, self.last_tokens, graphs, max_slots, max_seq_len)
 
     def describe_graphs(self) -> str:
         return self._graphs.describe()
+
+    @torch.inference_mode()
+    def prepare(self) -> None:
+        """Capture all graphs if that is asked for. Called by the thread that launches, before the first step."""
+        if not self._lazy:
+            with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
+                self._graphs.capture_all()
 
     def close(self) -> None:
         """Wait for the device and free graphs and cache. No step may be launched afterwards."""

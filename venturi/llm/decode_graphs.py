@@ -16,6 +16,7 @@ from torch import Tensor
 
 from venturi.core.log import logger
 from venturi.kernels.attention import AttentionBatch
+from venturi.kernels.triton_kernels.argmax import ArgmaxState, argmax
 from venturi.llm.config import CudaGraphConfig
 from venturi.llm.fused_decode import FusedDecode, refusal
 from venturi.llm.fused_linear import LinearTuner
@@ -57,6 +58,7 @@ class DecodeGraphs:
         self._memory: tuple[int, int] | None = None
         self._newest: Tensor | None = None
         self._tuner = LinearTuner(pool.device)
+        self._argmax = ArgmaxState.make(max([1, *self._sizes]), pool.device)
         self._refusal = refusal(model)
 
     def covers(self, rows: int) -> bool:
@@ -64,7 +66,7 @@ class DecodeGraphs:
         return self._size(rows) is not None
 
     def run(self, inputs: StepInputs, staging: Staging) -> tuple[Tensor, Tensor]:
-        """Replay: (logits [rows, vocab] fp32, greedy tokens [rows]); both are overwritten by the next run."""
+        """Replay: (logits [rows, vocab], greedy tokens [rows]); both are overwritten by the next run."""
         rows = len(inputs.tokens)
         size = self._size(rows)
         assert size is not None, "run is called for covered sizes only"
@@ -79,6 +81,12 @@ class DecodeGraphs:
     def remembered(self, tokens: Tensor) -> bool:
         """Whether the graph itself has stored these tokens in the token pool (they are its greedy tokens)."""
         return self._newest is not None and tokens.data_ptr() == self._newest.data_ptr()
+
+    def capture_all(self) -> None:
+        """Capture every size now, the largest first, so that all share its memory."""
+        for size in reversed(self._sizes):
+            if size not in self._captured:
+                self._captured[size] = self._capture(size)
 
     def clear(self) -> None:
         """Free the captured graphs."""
@@ -149,8 +157,8 @@ class DecodeGraphs:
             if fused:
                 logits = FusedDecode(self._model, self._tuner).logits(known, batch, self._pool.layers)
             else:
-                logits = self._model.logits(self._model(known, batch, self._pool.layers))
-            drawn = logits.argmax(-1)
+                logits = self._model.raw_logits(self._model(known, batch, self._pool.layers))
+            drawn = argmax(logits, self._argmax)
             self._last_tokens.index_copy_(0, owners, drawn)
             return logits, drawn
 

@@ -53,7 +53,7 @@ class FusedDecode:
         self.model, self.linear = model, linear
 
     def logits(self, tokens: Tensor, batch: AttentionBatch, caches: list[LayerCache]) -> Tensor:
-        """[rows] tokens, one a sequence -> [rows, vocab] fp32 logits."""
+        """[rows] tokens, one a sequence -> [rows, vocab] logits."""
         model = self.model
         stream = F.embedding(tokens, model.embed_tokens.weight)
         if model.spec.embedding_scale != 1.0:
@@ -62,9 +62,7 @@ class FusedDecode:
             assert isinstance(layer, DecoderLayer), "a decoder's layers are DecoderLayers"
             stream = self._layer(layer, stream, angles, cache, batch)
         assert isinstance(model.norm, RmsNorm), "checked by `refusal`"
-        logits = self.linear(stream, model.lm_head, model.norm, None, None).float()
-        cap = model.spec.logit_softcap
-        return logits if cap is None else cap * torch.tanh(logits / cap)
+        return model.cap(self.linear(stream, model.lm_head, model.norm, None, None))
 
     def _layer(
         self, layer: DecoderLayer, stream: Tensor, angles: Tensor | None, cache: LayerCache, batch: AttentionBatch

@@ -35,7 +35,7 @@ from venturi.llm.models.decoder import Decoder, DecoderLayer
 
 TILES = {
     2: [(64, 128, 4), (64, 128, 6), (64, 256, 3), (128, 64, 5), (128, 128, 3)],
-    1: [(64, 256, 4), (64, 128, 6), (128, 128, 4), (128, 256, 3)],
+    1: [(64, 256, 4), (64, 128, 6), (128, 128, 4)],
 }
 SPLITS = (1, 2, 4, 8)
 TORCH = "torch"
@@ -163,8 +163,8 @@ def candidates(kind: Problem) -> list[Choice]:
             programs = -(-outputs // block_n) * splits
             if (64 <= programs <= 800 or splits == 1) and kind.k >= splits * block_k:
                 found.append(SmallLinearConfig(block_n, block_k, stages, 4, splits))
-                if block_n == 64 and 128 <= programs:
-                    found.append(SmallLinearConfig(block_n, block_k, stages, 4, splits, prefetch=2 * block_k))
+                if block_n == 64 and stages <= 4 and programs <= 600:
+                    found += [SmallLinearConfig(block_n, block_k, stages, 4, splits, n) for n in (512, 1024)]
     return found
 
 

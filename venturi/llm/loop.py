@@ -165,6 +165,7 @@ class EngineThread:
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
         self._stopping = False
+        self.ready = threading.Event()
         self._open: set[Request] = set()
         self._thread = threading.Thread(target=self._run, name="venturi-llm", daemon=True)
         self._thread.start()
@@ -215,6 +216,7 @@ class EngineThread:
     def _run(self) -> None:
         if self._prepare is not None:
             self._prepare()
+        self.ready.set()
         while not self._stopping:
             while self._inbox:
                 self._inbox.popleft()()

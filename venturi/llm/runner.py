@@ -31,6 +31,9 @@ class TorchRunner:
         self.model, self.pool = model, pool
         self._builder = InputBuilder(max_slots, -(-max_seq_len // pool.block_tokens) + 1, pool.block_tokens)
 
+    def prepare(self) -> None:
+        pass
+
     def close(self) -> None:
         """Free the cache. No step may be launched afterwards."""
         self.pool.close()

@@ -38,17 +38,18 @@ class Drawing:
 
 
 def draw(logits: Tensor, samples: list[Sample], greedy: Tensor | None = None) -> Drawing:
-    """Draw a token for each row of `logits` [rows, vocab] fp32, which are edited in place. Row i belongs to samples[i].
+    """Draw a token for each row of `logits` [rows, vocab], which may be edited in place. Row i belongs to samples[i].
 
     `greedy`: the rows' largest logits before any edit, if they are already known.
     """
+    if greedy is not None and all(s.seq.request.plainly_greedy for s in samples):
+        return Drawing(greedy, {}, [], None)
+    logits = logits.float()
     logprob_rows = [i for i, s in enumerate(samples) if wants_logprobs(s)]
     raw = logits[logprob_rows].log_softmax(-1) if logprob_rows else None
-    errors, edited = edit_logits(logits, samples)
+    errors = edit_logits(logits, samples)
     requests = [s.seq.request for s in samples]
     if all(r.params.temperature == 0 for r in requests):
-        if greedy is not None and not edited:
-            return Drawing(greedy, errors, logprob_rows, raw)
         return Drawing(logits.argmax(-1), errors, logprob_rows, raw)
     table = np.array([_settings(s) for s in samples], dtype=np.float64)
     floats = torch.from_numpy(table[:, :3].astype(np.float32)).to(logits.device)
@@ -68,8 +69,7 @@ def seed_of(sample: Sample) -> int:
 
 
 def wants_logprobs(sample: Sample) -> bool:
-    request = sample.seq.request
-    return request.params.logprobs is not None or request.beam is not None or request.width > request.params.n
+    return sample.seq.request.wants_logprobs
 
 
 def top_logprobs(row: Tensor, token: int, count: int) -> TokenLogprobs:
@@ -93,19 +93,17 @@ def _settings(sample: Sample) -> tuple[float, float, float]:
     return params.temperature, params.top_p, params.min_p
 
 
-def edit_logits(logits: Tensor, samples: list[Sample]) -> tuple[dict[int, Exception], bool]:
-    """Apply every request's own edits to its row; an error in one of them is that row's alone. Also: any edits at all?"""
+def edit_logits(logits: Tensor, samples: list[Sample]) -> dict[int, Exception]:
+    """Apply every request's own edits to its row; an error in one of them is that row's alone."""
     errors: dict[int, Exception] = {}
-    edited = False
     for i, one in enumerate(samples):
         if not one.seq.request.edits_logits:
             continue
-        edited = True
         try:
             _edit_row(logits[i], one)
         except Exception as exc:
             errors[i] = exc if isinstance(exc, RequestError) else RequestError(f"a logits processor failed: {exc!r}")
-    return errors, edited
+    return errors
 
 
 def _edit_row(row: Tensor, sample: Sample) -> None:

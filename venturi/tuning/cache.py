@@ -12,6 +12,7 @@ from typing import Any
 
 from venturi.core.errors import TuningError
 from venturi.core.fingerprint import cpu_name, num_physical_threads, source_hash, versions
+from venturi.core.folders import cache_folder
 
 FORMAT = 1
 

@@ -46,10 +46,17 @@ def _rounding_cast(self, source, kind):
         rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
         data = np.where(np.isnan(source.data), np.uint16(0x7FC0), rounded)
         return interpreter.TensorHandle(data.reshape(source.data.shape), kind.scalar)
+    return _cast(self, source, kind)
+
+
+_fp_to_fp = interpreter.InterpreterBuilder.create_fp_to_fp
+
+
+def _to_fp8(self, source, kind, rounding_mode):
     if source.dtype.scalar == tl.float32 and kind.scalar == tl.float8e4nv:
         packed = torch.from_numpy(np.ascontiguousarray(source.data)).to(torch.float8_e4m3fn)
         return interpreter.TensorHandle(packed.view(torch.uint8).numpy(), kind.scalar)
-    return _cast(self, source, kind)
+    return _fp_to_fp(self, source, kind, rounding_mode)
 
 
 _patch_tensor = interpreter._patch_lang_tensor
@@ -62,6 +69,7 @@ def _with_index(tensor, scope):
 
 interpreter.InterpreterBuilder.create_dot = _dot
 interpreter.InterpreterBuilder.cast_impl = _rounding_cast
+interpreter.InterpreterBuilder.create_fp_to_fp = _to_fp8
 for _name in ("si_to_fp", "ui_to_fp", "fp_to_si", "fp_to_ui", "fp_ext", "fp_trunc"):
     setattr(interpreter.InterpreterBuilder, f"create_{_name}", lambda self, source, kind: self.cast_impl(source, kind))
 interpreter._patch_lang_tensor = _with_index

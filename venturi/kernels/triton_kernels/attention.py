@@ -32,6 +32,14 @@ class TileConfig:
 
 
 @triton.jit
+def narrow(q, KIND: tl.constexpr):
+    """Queries in the type of the products; fp16 (with an fp8 cache) saturates instead of overflowing."""
+    if KIND == tl.float16 and q.dtype != tl.float16:
+        return tl.minimum(tl.maximum(q.to(tl.float32), -65504.0), 65504.0).to(tl.float16)
+    return q.to(KIND)
+
+
+@triton.jit
 def score_tile(q, q_tail, k, k_tail, scale, softcap, SOFTCAP: tl.constexpr, TAIL: tl.constexpr):
     """Scores in units of log2, from the (main and tail) features of queries and transposed keys."""
     scores = tl.dot(q, k, input_precision="ieee")
@@ -77,7 +85,7 @@ def decode_kernel(
     q_row, q_head, k_slot, v_slot, table_row, heads: tl.constexpr, kv_heads: tl.constexpr, k_dim: tl.constexpr,
     v_dim: tl.constexpr, SIZE: tl.constexpr, SPLITS: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
     SINKS: tl.constexpr, GROUP: tl.constexpr, M: tl.constexpr, N: tl.constexpr, D: tl.constexpr, TAIL: tl.constexpr,
-    DV: tl.constexpr, PDL: tl.constexpr,
+    DV: tl.constexpr, KIND: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Program (sequence, M query heads of a kv head, split): a run of keys; then the last one to finish reduces.
 
@@ -103,10 +111,12 @@ def decode_kernel(
     row_in = member < GROUP
     q_base = q + sequence * q_row + head[:, None] * q_head
     q_main = tl.load(q_base + column[None, :], mask=row_in[:, None] & (column[None, :] < k_dim), other=0.0)
+    q_main = narrow(q_main, KIND)
     q_tail = q_main
     if TAIL > 0:
         tail = D + tl.arange(0, TAIL)
         q_tail = tl.load(q_base + tail[None, :], mask=row_in[:, None] & (tail[None, :] < k_dim), other=0.0)
+        q_tail = narrow(q_tail, KIND)
     top = tl.full([M], -float("inf"), tl.float32)
     total = tl.zeros([M], tl.float32)
     acc = tl.zeros([M, DV], tl.float32)
@@ -118,15 +128,11 @@ def decode_kernel(
         block = tl.load(table + place // SIZE, mask=place < end, other=0).to(tl.int64)
         slot = block * SIZE + place % SIZE
         k_base = k_cache + slot[None, :] * k_slot + kv_head * k_dim
-        keys = tl.load(k_base + column[:, None], mask=seen[None, :] & (column[:, None] < k_dim), other=0.0).to(
-            q.dtype.element_ty
-        )
+        keys = tl.load(k_base + column[:, None], mask=seen[None, :] & (column[:, None] < k_dim), other=0.0).to(KIND)
         k_tail = keys
         if TAIL > 0:
             tail = D + tl.arange(0, TAIL)
-            k_tail = tl.load(k_base + tail[:, None], mask=seen[None, :] & (tail[:, None] < k_dim), other=0.0).to(
-                q.dtype.element_ty
-            )
+            k_tail = tl.load(k_base + tail[:, None], mask=seen[None, :] & (tail[:, None] < k_dim), other=0.0).to(KIND)
         scores = score_tile(q_main, q_tail, keys, k_tail, scale, softcap, SOFTCAP, TAIL)
         scores = tl.where(seen[None, :], scores, -float("inf"))
         new = tl.maximum(top, tl.max(scores, 1))
@@ -135,9 +141,7 @@ def decode_kernel(
         fade = tl.exp2(top - safe)
         total = total * fade + tl.sum(weight, 1)
         v_base = v_cache + slot[:, None] * v_slot + kv_head * v_dim
-        values = tl.load(v_base + feature[None, :], mask=seen[:, None] & (feature[None, :] < v_dim), other=0.0).to(
-            q.dtype.element_ty
-        )
+        values = tl.load(v_base + feature[None, :], mask=seen[:, None] & (feature[None, :] < v_dim), other=0.0).to(KIND)
         acc = tl.dot(weight.to(values.dtype), values, acc * fade[:, None], input_precision="ieee")
         top = new
     out_at = sequence * heads + head
@@ -170,7 +174,7 @@ def prefill_kernel(
     q, k_cache, v_cache, out, tables, table_rows, query_starts, seq_lens, tile_seq, tile_start, sinks, scale, softcap,
     q_row, q_head, k_slot, v_slot, table_row, heads: tl.constexpr, kv_heads: tl.constexpr, k_dim: tl.constexpr,
     v_dim: tl.constexpr, SIZE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SINKS: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, D: tl.constexpr, TAIL: tl.constexpr, DV: tl.constexpr, PDL: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, D: tl.constexpr, TAIL: tl.constexpr, DV: tl.constexpr, KIND: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Program (tile of M queries of one sequence, head) over all keys that the tile may see."""
     tile, head = tl.program_id(0), tl.program_id(1)
@@ -189,10 +193,12 @@ def prefill_kernel(
     row_in = token < stop
     q_base = q + token[:, None].to(tl.int64) * q_row + head * q_head
     q_main = tl.load(q_base + column[None, :], mask=row_in[:, None] & (column[None, :] < k_dim), other=0.0)
+    q_main = narrow(q_main, KIND)
     q_tail = q_main
     if TAIL > 0:
         tail = D + tl.arange(0, TAIL)
         q_tail = tl.load(q_base + tail[None, :], mask=row_in[:, None] & (tail[None, :] < k_dim), other=0.0)
+        q_tail = narrow(q_tail, KIND)
     top = tl.full([M], -float("inf"), tl.float32)
     total = tl.zeros([M], tl.float32)
     acc = tl.zeros([M, DV], tl.float32)
@@ -207,15 +213,11 @@ def prefill_kernel(
         slot = block * SIZE + place % SIZE
         present = place < length
         k_base = k_cache + slot[None, :] * k_slot + kv_head * k_dim
-        keys = tl.load(k_base + column[:, None], mask=present[None, :] & (column[:, None] < k_dim), other=0.0).to(
-            q.dtype.element_ty
-        )
+        keys = tl.load(k_base + column[:, None], mask=present[None, :] & (column[:, None] < k_dim), other=0.0).to(KIND)
         k_tail = keys
         if TAIL > 0:
             tail = D + tl.arange(0, TAIL)
-            k_tail = tl.load(k_base + tail[:, None], mask=present[None, :] & (tail[:, None] < k_dim), other=0.0).to(
-                q.dtype.element_ty
-            )
+            k_tail = tl.load(k_base + tail[:, None], mask=present[None, :] & (tail[:, None] < k_dim), other=0.0).to(KIND)
         scores = score_tile(q_main, q_tail, keys, k_tail, scale, softcap, SOFTCAP, TAIL)
         seen = place[None, :] <= own[:, None]
         if WINDOW > 0:
@@ -227,9 +229,7 @@ def prefill_kernel(
         fade = tl.exp2(top - safe)
         total = total * fade + tl.sum(weight, 1)
         v_base = v_cache + slot[:, None] * v_slot + kv_head * v_dim
-        values = tl.load(v_base + feature[None, :], mask=present[:, None] & (feature[None, :] < v_dim), other=0.0).to(
-            q.dtype.element_ty
-        )
+        values = tl.load(v_base + feature[None, :], mask=present[:, None] & (feature[None, :] < v_dim), other=0.0).to(KIND)
         acc = tl.dot(weight.to(values.dtype), values, acc * fade[:, None], input_precision="ieee")
         top = new
     if SINKS:
@@ -253,11 +253,25 @@ def paged_attention(
     return prefill(q, k_cache, v_cache, batch, kind, sinks)
 
 
+def product_kind(q: Tensor, cache: Tensor) -> tl.dtype:
+    """The type that queries, keys and probabilities are multiplied in: fp8 caches convert to fp16 in one instruction."""
+    if cache.dtype == torch.float8_e4m3fn:
+        return tl.float16
+    return {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[q.dtype]
+
+
+def decode_config(rows: int, kv_heads: int, device: torch.device) -> TileConfig:
+    """Few programs: long tiles and many warps for latency; many: shorter tiles, more of them at once."""
+    if rows * kv_heads < num_sms(device.index or 0):
+        return TileConfig(keys=128, warps=8, stages=2)
+    return TileConfig(keys=64, warps=4, stages=3)
+
+
 def num_splits(batch: AttentionBatch, kv_heads: int, device: torch.device) -> int:
     """Parts that the keys are cut into, so that all multiprocessors have work and no part is shorter than a tile."""
     programs = max(1, len(batch.seq_lens) * kv_heads)
-    wanted = triton.cdiv(2 * num_sms(device.index or 0), programs)
-    longest = max(1, batch.max_keys // 64)
+    wanted = triton.cdiv(num_sms(device.index or 0), programs)
+    longest = max(1, batch.max_keys // 128)
     return min(MAX_SPLITS, 1 << (min(wanted, longest).bit_length() - 1))
 
 
@@ -285,7 +299,8 @@ def decode(
         sums = torch.empty(rows, heads, splits, 2, dtype=torch.float32, device=q.device)
         if "tickets" not in batch.workspace:
             batch.workspace["tickets"] = torch.zeros(max(rows * heads, 1), dtype=torch.int32, device=q.device)
-    config = config or (TileConfig() if wide <= 128 else TileConfig(keys=32, stages=2))
+    if config is None:
+        config = decode_config(rows, kv_heads, q.device) if wide <= 128 else TileConfig(keys=32, stages=2)
     m = max(16, min(triton.next_power_of_2(group), 64 if wide <= 128 else 16))
     decode_kernel[(rows, kv_heads * triton.cdiv(group, m), splits)](
         q, k_cache, v_cache, out, batch.block_tables, batch.table_rows, batch.seq_lens, q if sinks is None else sinks, partial, sums,
@@ -293,7 +308,7 @@ def decode(
         k_cache.stride(1), v_cache.stride(1), batch.block_tables.stride(0), heads=heads, kv_heads=kv_heads,
         k_dim=k_dim, v_dim=v_dim, SIZE=k_cache.shape[1], SPLITS=splits, WINDOW=kind.window or 0,
         SOFTCAP=kind.softcap is not None, SINKS=sinks is not None, GROUP=group,
-        M=m, N=config.keys, D=wide, TAIL=tail, DV=triton.next_power_of_2(v_dim),
+        M=m, N=config.keys, D=wide, TAIL=tail, DV=triton.next_power_of_2(v_dim), KIND=product_kind(q, k_cache),
         num_warps=config.warps, num_stages=config.stages, **options(q),
     )  # fmt: skip
     return out
@@ -315,7 +330,7 @@ def prefill(
         q if sinks is None else sinks, kind.scale, kind.softcap or 1.0, q.stride(0), q.stride(1), k_cache.stride(1),
         v_cache.stride(1), batch.block_tables.stride(0), heads=heads, kv_heads=kv_heads, k_dim=k_dim, v_dim=v_dim,
         SIZE=k_cache.shape[1], WINDOW=kind.window or 0, SOFTCAP=kind.softcap is not None, SINKS=sinks is not None,
-        M=config.queries, N=config.keys, D=wide, TAIL=tail, DV=triton.next_power_of_2(v_dim),
+        M=config.queries, N=config.keys, D=wide, TAIL=tail, DV=triton.next_power_of_2(v_dim), KIND=product_kind(q, k_cache),
         num_warps=config.warps, num_stages=config.stages, **options(q),
     )  # fmt: skip
     return out

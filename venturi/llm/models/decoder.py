@@ -90,10 +90,16 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[rows, hidden] -> [rows, vocab] fp32."""
-        logits = self.lm_head(hidden).float()
-        if self.spec.logit_softcap is not None:
-            logits = self.spec.logit_softcap * torch.tanh(logits / self.spec.logit_softcap)
-        return logits
+        return self.raw_logits(hidden).float()
+
+    def raw_logits(self, hidden: Tensor) -> Tensor:
+        """[rows, hidden] -> [rows, vocab] in the model's dtype."""
+        return self.cap(self.lm_head(hidden))
+
+    def cap(self, logits: Tensor) -> Tensor:
+        """Soft-cap, for models that have one (in fp32)."""
+        limit = self.spec.logit_softcap
+        return logits if limit is None else limit * torch.tanh(logits.float() / limit)
 
 
 def _angles(rotary: RotarySpec, max_seq_len: int, device: torch.device) -> Tensor:

@@ -72,6 +72,9 @@ class PendingStep(Protocol):
 class StepRunner(Protocol):
     """Computes steps in the order they are launched. The seam that tests replace."""
 
+    def prepare(self) -> None:
+        """Called once, by the thread that will launch."""
+
     def launch(self, plan: StepPlan) -> PendingStep: ...
 
     def close(self) -> None:
