@@ -160,7 +160,6 @@ def cases(pdl: bool):
         "SCALED": False,
         "KIND": "silu",
         "EVEN_K": True,
-        "PREFETCH": 256,
         "SPLITS": 4,
         "M": 16,
         "BLOCK_N": 64,

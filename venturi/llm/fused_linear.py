@@ -10,17 +10,17 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from venturi.core.folders import cache_folder
 from venturi.core.log import logger
-from torch.nn import functional as F
-
 from venturi.kernels.activations import gated as gated_product
 from venturi.kernels.quantize import quantize_rows, scaled_product
 from venturi.kernels.triton_kernels import small_linear as kernel_file
@@ -33,11 +33,8 @@ from venturi.llm.layers.linear import Linear
 from venturi.llm.layers.norm import RmsNorm
 from venturi.llm.models.decoder import Decoder, DecoderLayer
 
-TILES = {
-    2: [(64, 128, 4), (64, 128, 6), (64, 256, 3), (128, 64, 5), (128, 128, 3)],
-    1: [(64, 256, 4), (64, 128, 6), (128, 128, 4)],
-}
-SPLITS = (1, 2, 4, 8)
+TILES = {2: [(64, 128, 6), (64, 256, 3), (128, 128, 3)], 1: [(64, 256, 4), (64, 128, 6), (128, 128, 4)]}
+SPLITS = {2: (1, 2), 1: (1, 2, 4)}
 TORCH = "torch"
 Choice = SmallLinearConfig | str
 
@@ -89,13 +86,16 @@ class LinearTuner:
         return run(self._choices[problem(use, len(x)).key], x, use, residual, self.tickets)
 
     def tune(self, model: Decoder, rows: int) -> None:
-        """Choose for every kind of layer of the model that has no choice yet."""
+        """Choose for every kind of layer of the model that has no choice yet: 16 rows first, more rows by its winner."""
+        if rows > 16:
+            self.tune(model, 16)
         kinds: dict[Problem, list[Use]] = {}
         for use in uses(model):
             kinds.setdefault(problem(use, rows), []).append(use)
         fresh = [kind for kind in kinds if kind.key not in self._choices]
         for kind in fresh:
-            choices = candidates(kind)
+            smallest = self._choices.get(replace(kind, rows=16).key)
+            choices = candidates(kind) if smallest is None else list({TORCH: 0, smallest: 0})
             times = {str(c): self._time_us(c, kinds[kind][:32], kind.rows) for c in choices}
             self.times_us[kind.key] = times
             best = min(choices, key=lambda c: times[str(c)])
@@ -158,13 +158,11 @@ def candidates(kind: Problem) -> list[Choice]:
     """torch, and the tiles whose programs give every multiprocessor something to do."""
     outputs = kind.n // 2 if kind.activation else kind.n
     found: list[Choice] = [TORCH]
-    for block_n, block_k, stages in TILES[1 if "float8" in kind.dtype else 2]:
-        for splits in SPLITS:
-            programs = -(-outputs // block_n) * splits
-            if (64 <= programs <= 800 or splits == 1) and kind.k >= splits * block_k:
-                found.append(SmallLinearConfig(block_n, block_k, stages, 4, splits))
-                if block_n == 64 and stages <= 4 and programs <= 600:
-                    found += [SmallLinearConfig(block_n, block_k, stages, 4, splits, n) for n in (512, 1024)]
+    width = 1 if "float8" in kind.dtype else 2
+    for (block_n, block_k, stages), splits in product(TILES[width], SPLITS[width]):
+        programs = -(-outputs // block_n) * splits
+        if splits == 1 or programs <= 512:
+            found.append(SmallLinearConfig(block_n, block_k, stages, 4, splits))
     return found
 
 

@@ -34,7 +34,7 @@ class TileConfig:
 @triton.jit
 def narrow(q, KIND: tl.constexpr):
     """Queries in the type of the products; fp16 (with an fp8 cache) saturates instead of overflowing."""
-    if KIND == tl.float16 and q.dtype != tl.float16:
+    if tl.float16 == KIND and q.dtype != tl.float16:
         return tl.minimum(tl.maximum(q.to(tl.float32), -65504.0), 65504.0).to(tl.float16)
     return q.to(KIND)
 
@@ -338,7 +338,7 @@ def prefill(
 
 def prefill_config(k_dim: int) -> TileConfig:
     """The prefill kernel's tile; `tiles` must be made with its number of queries."""
-    return TileConfig(64, 128, 8, 3) if k_dim <= 128 else TileConfig(32, 32, 4, 2)
+    return TileConfig(64, 128, 4, 2) if k_dim <= 128 else TileConfig(32, 32, 4, 2)
 
 
 def tiles(query_starts: list[int], rows: int) -> tuple[list[int], list[int]]:

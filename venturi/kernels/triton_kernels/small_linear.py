@@ -2,8 +2,7 @@
 
 Weights are the left operand, so that a tile of W goes from memory through shared memory straight into wgmma. A program
 takes BLOCK_N outputs and one of SPLITS parts of K; the last of a tile's programs to finish adds the parts. After the
-product: factors of fp8 operands, bias, act(gate) * up of two weight tiles, residual addition. While the kernel before still
-runs, programs already pull the start of their weights into L2.
+product: factors of fp8 operands, bias, act(gate) * up of two weight tiles, residual addition.
 """
 
 from __future__ import annotations
@@ -22,27 +21,13 @@ from venturi.kernels.triton_kernels.launch import options
 
 @dataclass(frozen=True)
 class SmallLinearConfig:
-    """Tile of block_n outputs and block_k inputs; splits: parts of K; prefetch: inputs per output row pulled into L2."""
+    """Tile of block_n outputs and block_k inputs; splits: parts of K."""
 
     block_n: int = 64
     block_k: int = 128
     stages: int = 4
     warps: int = 4
     splits: int = 1
-    prefetch: int = 0
-
-
-@triton.jit
-def prefetch_rows(w, first, start, N, K, ROWS: tl.constexpr, LENGTH: tl.constexpr):
-    """Pull w[first : first + ROWS, start : start + LENGTH] into L2, a cache line a thread."""
-    per_line: tl.constexpr = 1024 // w.dtype.element_ty.primitive_bitwidth
-    line = start + tl.arange(0, LENGTH // per_line) * per_line
-    row = first + tl.arange(0, ROWS)
-    row = tl.where(row < N, row, first)
-    address = w + row[:, None].to(tl.int64) * K + tl.where(line < K, line, 0)[None, :]
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [address], dtype=tl.int32, is_pure=False, pack=1
-    )
 
 
 @triton.jit
@@ -82,7 +67,7 @@ def finish_tile(
 def small_linear_kernel(
     x, w, x_scales, scales, residual, bias, out, partial, tickets, rows, N, K, x_row, residual_row,
     GATED: tl.constexpr, RESIDUAL: tl.constexpr, BIAS: tl.constexpr, SCALED: tl.constexpr, KIND: tl.constexpr,
-    EVEN_K: tl.constexpr, PREFETCH: tl.constexpr, SPLITS: tl.constexpr, M: tl.constexpr, BLOCK_N: tl.constexpr,
+    EVEN_K: tl.constexpr, SPLITS: tl.constexpr, M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     tile, split = tl.program_id(0), tl.program_id(1)
@@ -93,10 +78,6 @@ def small_linear_kernel(
     second = w + N.to(tl.int64) * K
     if PDL:
         gdc_launch_dependents()
-        if PREFETCH > 0:
-            prefetch_rows(w, first, start, N, K, BLOCK_N, PREFETCH)
-            if GATED:
-                prefetch_rows(second, first, start, N, K, BLOCK_N, PREFETCH)
         gdc_wait()
     row_in, n_in = (m < rows)[None, :], (n < N)[:, None]
     x_at = x + m[None, :] * x_row + k[:, None]
@@ -163,7 +144,7 @@ def small_linear(
         x if bias is None else bias, out, partial, tickets, rows, n, k, x.stride(0),
         0 if residual is None else residual.stride(0), GATED=gated is not None, RESIDUAL=residual is not None,
         BIAS=bias is not None, SCALED=scales is not None, KIND=gated or "silu", EVEN_K=k % block_k == 0,
-        PREFETCH=config.prefetch, SPLITS=config.splits, M=m, BLOCK_N=config.block_n, BLOCK_K=block_k,
+        SPLITS=config.splits, M=m, BLOCK_N=config.block_n, BLOCK_K=block_k,
         num_warps=config.warps, num_stages=config.stages, **options(x),
     )  # fmt: skip
     return out
