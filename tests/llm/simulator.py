@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from venturi.llm.request import PENDING, Logprob, Sequence
-from venturi.llm.scheduler.plan import Drawn, StepPlan, StepResult
+from venturi.llm.scheduler.plan import Detail, StepPlan, StepResult
 
 VOCAB = 50
 
@@ -63,7 +63,7 @@ class RememberingRunner:
         self.max_tokens = max(self.max_tokens, plan.num_tokens)
         assert plan.num_tokens == sum(c.end - c.start for c in plan.chunks)
         written: set[tuple[int, int]] = set()
-        drawn = []
+        drawn, details, row = [], {}, 0
         for chunk in plan.chunks:
             tokens = self._values(chunk.seq)[: chunk.end]
             blocks = chunk.seq.table.blocks
@@ -77,11 +77,16 @@ class RememberingRunner:
                 assert place not in written, "two sequences write one place"
                 written.add(place)
                 self.device[place[0]][place[1]] = tokens[position]
-            for sample in chunk.samples:
-                drawn.append(self._draw(sample.seq, sample.position, tokens))
+            for _ in range(chunk.draws):
+                token, detail = self._draw(plan.draw_seqs[row], plan.draw_positions[row], tokens)
+                drawn.append(token)
+                if detail is not None:
+                    details[row] = detail
+                row += 1
+        assert row == len(plan.draw_seqs) == len(plan.draw_positions)
         if fault is not None:
             return Launched(fault[1])
-        return Launched(StepResult(drawn))
+        return Launched(StepResult(drawn, details))
 
     def prepare(self) -> None:
         pass
@@ -89,13 +94,13 @@ class RememberingRunner:
     def close(self) -> None:
         pass
 
-    def _draw(self, seq: Sequence, position: int, tokens: list[int]) -> Drawn:
+    def _draw(self, seq: Sequence, position: int, tokens: list[int]) -> tuple[int, Detail | None]:
         token = next_token(tokens, seq.index if seq.request.beam is None else 0)
         self.last.setdefault(id(seq), (seq, {}))[1][position] = token
         if seq.request.beam is None:
-            return Drawn(token, -1.0)
+            return token, None
         ranked = [(next_token(tokens, k), -0.1 * (k + 1)) for k in range(2 * seq.request.width)]
-        return Drawn(token, -1.0, {t: Logprob(p, 1) for t, p in ranked})
+        return token, Detail(-1.0, {t: Logprob(p, 1) for t, p in ranked})
 
     def _values(self, seq: Sequence) -> list[int]:
         known = self.last.get(id(seq), (seq, {}))[1]

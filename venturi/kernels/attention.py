@@ -16,7 +16,8 @@ class AttentionBatch:
     query_starts: [sequences + 1] int32, first token of each sequence. seq_lens: [sequences] int32, keys of each
     sequence, new ones included. block_tables: [tables, blocks] int32; table_rows: [sequences] int32, the table of each
     sequence. positions, slots: [tokens] int64, place of a
-    token in its text and in the flattened cache. max_query, max_keys: largest counts. `host` has
+    token in its text and in the flattened cache. max_query, max_keys: largest counts. num_decodes: leading sequences of
+    one token each. `host` has
     query_starts and seq_lens as lists (CPU only). `workspace` holds buffers of the decode kernels.
     """
 
@@ -28,6 +29,7 @@ class AttentionBatch:
     slots: Tensor
     max_query: int
     max_keys: int
+    num_decodes: int = 0
     host: tuple[list[int], list[int]] = ([], [])
     workspace: dict[str, Tensor] = field(default_factory=dict)
 

@@ -143,7 +143,7 @@ class LLM:
                 outputs.append(failed(Request([0], SamplingParams(), 1), exc, self._thread.abort))
                 continue
             output = RequestOutput(request, self.tokenizer, text, self._thread.abort)
-            request.listener = output if streaming else EndListener(output)
+            request.listener, request.streaming = output, streaming
             outputs.append(output)
             accepted.append(request)
         self._thread.submit(accepted)
@@ -200,19 +200,6 @@ class LLM:
         from venturi.llm.cuda_runner import CudaRunner
 
         return CudaRunner(model, pool, slots, length, graphs, self.scheduler_config.max_num_tokens)
-
-
-class EndListener:
-    """Tells an output about its end only: nobody looks at its tokens before."""
-
-    def __init__(self, output: RequestOutput) -> None:
-        self._output = output
-
-    def on_token(self, seq: object, token: int) -> None:
-        pass
-
-    def on_end(self) -> None:
-        self._output.on_end()
 
 
 def _resolve_device(name: str) -> torch.device:

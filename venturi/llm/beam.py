@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from venturi.llm.kv.cache import BlockTable
 from venturi.llm.request import FinishReason, Request, Sequence, TokenLogprobs
-from venturi.llm.scheduler.plan import Drawn
+from venturi.llm.scheduler.plan import Detail
 
 if TYPE_CHECKING:
     from venturi.llm.scheduler.scheduler import Scheduler
@@ -36,10 +36,10 @@ class BeamSearch:
         self.finished_list: list[Hypothesis] = []
         self.finished = False
         self.reason: FinishReason = "length"
-        self._results: dict[int, Drawn] = {}
+        self._results: dict[int, Detail] = {}
         self._first = True
 
-    def collect(self, seq: Sequence, drawn: Drawn) -> bool:
+    def collect(self, seq: Sequence, drawn: Detail) -> bool:
         """Note a beam's candidates; True when every beam has its own."""
         self._results[seq.index] = drawn
         return len(self._results) == len(self.request.sequences)

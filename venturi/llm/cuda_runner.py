@@ -20,7 +20,8 @@ from venturi.llm.kv.pool import KvPool
 from venturi.llm.models.decoder import Decoder
 from venturi.llm.runner import prompt_logprobs
 from venturi.llm.sampler import Drawing, draw
-from venturi.llm.scheduler.plan import Sample, StepPlan, StepResult
+from venturi.llm.request import Sequence
+from venturi.llm.scheduler.plan import StepPlan, StepResult
 from venturi.llm.staging import Staging
 from venturi.llm.step_inputs import InputBuilder, StepInputs
 
@@ -29,7 +30,7 @@ from venturi.llm.step_inputs import InputBuilder, StepInputs
 class LaunchedStep:
     """Tokens on their way to the host."""
 
-    samples: list[Sample]
+    seqs: list[Sequence]
     drawing: Drawing | None
     tokens: Tensor
     arrived: torch.cuda.Event
@@ -38,7 +39,8 @@ class LaunchedStep:
     def result(self) -> StepResult:
         self.arrived.synchronize()
         if self.drawing is not None:
-            self.answer.drawn = self.drawing.results(self.samples, self.tokens.tolist())
+            self.answer.tokens = self.tokens.tolist()
+            self.answer.details = self.drawing.details(self.seqs, self.answer.tokens)
         return self.answer
 
 
@@ -88,28 +90,28 @@ class CudaRunner:
 
     def _launch(self, plan: StepPlan) -> LaunchedStep:
         self.pool.apply(plan.moves)
-        answer, samples = StepResult([]), plan.samples
+        answer, seqs = StepResult([]), plan.draw_seqs
         drawing: Drawing | None = None
         if plan.chunks:
             inputs = self._builder.build(plan)
             self._upload_tables()
-            if plan.decode_only and len(samples) == len(plan.chunks) and self._graphs.covers(len(samples)):
+            if plan.decode_only and len(seqs) == len(plan.chunks) and self._graphs.covers(len(seqs)):
                 logits, greedy = self._graphs.run(inputs, self._staging)
             else:
                 logits, greedy = self._compute(inputs, plan, answer), None
-            if samples:
-                drawing = draw(logits, samples, greedy)
+            if seqs:
+                drawing = draw(logits, seqs, plan.draw_positions, greedy)
                 self._remember(inputs, drawing.tokens)
-        tokens = torch.empty(len(samples), dtype=torch.int64, pin_memory=True)
+        tokens = torch.empty(len(seqs), dtype=torch.int64, pin_memory=True)
         if drawing is not None:
             tokens.copy_(drawing.tokens, non_blocking=True)
         arrived = torch.cuda.Event()
         arrived.record(self._stream)
-        return LaunchedStep(samples, drawing, tokens, arrived, answer)
+        return LaunchedStep(seqs, drawing, tokens, arrived, answer)
 
     def _compute(self, inputs: StepInputs, plan: StepPlan, answer: StepResult) -> Tensor:
         """The modules, kernel by kernel. Returns the logits of the samples' rows."""
-        tile_seq, tile_start = tiles(inputs.query_starts.tolist(), self._tile)
+        tile_seq, tile_start = tiles(inputs.query_starts.tolist(), self._tile, inputs.num_decodes)
         fields = self._staging.upload(
             inputs.tokens, inputs.owners, inputs.positions, inputs.slots, inputs.query_starts, inputs.seq_lens,
             inputs.sequence_slots, np.array(tile_seq), np.array(tile_start), inputs.sample_rows,
@@ -118,7 +120,7 @@ class CudaRunner:
         known = torch.where(tokens < 0, self.last_tokens[owners], tokens)
         batch = AttentionBatch(
             starts.int(), lengths.int(), self.tables, rows.int(), positions, slots, inputs.max_query,
-            int(inputs.seq_lens.max()),
+            int(inputs.seq_lens.max()), num_decodes=inputs.num_decodes,
         )  # fmt: skip
         batch.workspace.update(tile_seq=sequences.int(), tile_start=offsets.int())
         hidden = self.model(known, batch, self.pool.layers)

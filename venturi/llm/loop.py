@@ -13,7 +13,7 @@ from collections.abc import Callable
 from venturi.core.errors import InternalError, VenturiError
 from venturi.core.log import logger
 from venturi.llm.request import FinishReason, Request, Sequence
-from venturi.llm.scheduler.plan import Chunk, Drawn, PendingStep, StepPlan, StepResult, StepRunner
+from venturi.llm.scheduler.plan import Detail, PendingStep, StepPlan, StepRunner
 from venturi.llm.scheduler.scheduler import Scheduler
 from venturi.llm.stats import LoopStats
 
@@ -33,6 +33,9 @@ class EngineLoop:
         self._launched: deque[tuple[StepPlan, PendingStep]] = deque()
 
     def add(self, request: Request) -> None:
+        first = request.sequences[0]
+        watched = request.streaming and request.listener is not None
+        request.plain = not (watched or request.beam or first.guide or first.text_scan)
         self.scheduler.add(request)
 
     def abort(self, request: Request) -> None:
@@ -63,49 +66,60 @@ class EngineLoop:
             self._fail_step(plan, exc)
             return
         self.stats.on_collect(plan)
-        drawn = iter(result.drawn)
+        place, size = 0, self.scheduler.cache.block_tokens
+        tokens, details = result.tokens, result.details
         for index, chunk in enumerate(plan.chunks):
-            self._collect_chunk(chunk, [next(drawn) for _ in chunk.samples], result, index)
+            seq = chunk.seq
+            if index in result.prompt_logprobs and not seq.request.done:
+                seq.request.prompt_logprobs += result.prompt_logprobs[index]
+            full = (seq.table.published + 1) * size <= chunk.end
+            if full and seq.epoch == chunk.epoch and seq.finish_reason is None:
+                self.scheduler.cache.publish(seq.table, seq.tokens, chunk.end)
+            for _ in range(chunk.draws):
+                seq, position, token = plan.draw_seqs[place], plan.draw_positions[place], tokens[place]
+                request = seq.request
+                if seq.finish_reason is None and not request.done:
+                    more = position + 1 - request.num_prompt < request.max_output and token not in request.stop_ids
+                    if more and request.plain and request.first_token and not details:
+                        seq.tokens[position] = token
+                        seq.pending -= 1
+                    else:
+                        self._collect_token(seq, position, token, details.get(place))
+                place += 1
 
-    def _collect_chunk(self, chunk: Chunk, drawn: list[Drawn], result: StepResult, index: int) -> None:
-        seq, request = chunk.seq, chunk.seq.request
-        if index in result.prompt_logprobs and not request.done:
-            request.prompt_logprobs += result.prompt_logprobs[index]
-        if seq.epoch == chunk.epoch and not seq.finished:
-            self.scheduler.cache.publish(seq.table, seq.tokens, chunk.end)
-        for sample, token in zip(chunk.samples, drawn):
-            if sample.seq.finished or request.done:
-                continue
-            if token.error is not None:
-                self._end(request, "error", token.error)
-            elif request.beam is not None:
-                self._collect_beam(request, sample.seq, token)
-            else:
-                self._accept(sample.seq, sample.position, token)
-
-    def _accept(self, seq: Sequence, position: int, drawn: Drawn) -> None:
+    def _collect_token(self, seq: Sequence, position: int, token: int, detail: Detail | None) -> None:
         request = seq.request
-        seq.tokens[position] = drawn.token
+        if detail is not None and detail.error is not None:
+            self._end(request, "error", detail.error)
+        elif request.beam is not None:
+            self._collect_beam(request, seq, detail or Detail())
+        else:
+            self._accept(seq, position, token, detail)
+
+    def _accept(self, seq: Sequence, position: int, token: int, detail: Detail | None) -> None:
+        request = seq.request
+        seq.tokens[position] = token
         seq.pending -= 1
-        seq.cumulative_logprob += drawn.logprob
-        if drawn.top is not None:
-            seq.logprobs.append(drawn.top)
+        if detail is not None:
+            seq.cumulative_logprob += detail.logprob
+            if detail.top is not None:
+                seq.logprobs.append(detail.top)
         if not request.first_token:
             request.first_token = time.monotonic()
         try:
-            reason = finish_reason(seq, position + 1 - request.num_prompt, drawn.token)
+            reason = finish_reason(seq, position + 1 - request.num_prompt, token)
         except Exception as exc:
             self._end(request, "error", exc)
             return
         if reason is not None:
             del seq.tokens[position + 1 :]
             self.scheduler.finish(seq, reason)
-        if request.listener is not None:
-            request.listener.on_token(seq, drawn.token)
+        if request.streaming and request.listener is not None:
+            request.listener.on_token(seq, token)
         if reason is not None and all(s.finished for s in request.sequences):
             self._end(request, reason, None)
 
-    def _collect_beam(self, request: Request, seq: Sequence, drawn: Drawn) -> None:
+    def _collect_beam(self, request: Request, seq: Sequence, drawn: Detail) -> None:
         assert request.beam is not None
         if not request.first_token:
             request.first_token = time.monotonic()

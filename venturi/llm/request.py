@@ -80,6 +80,8 @@ class Request:
     priority: int = 0
     seed: int = 0
     listener: Any = None
+    streaming: bool = True
+    plain: bool = False  # its tokens need no more than to be stored
     id: int = field(default_factory=lambda: next(_ids))
     arrival: float = field(default_factory=time.monotonic)
     first_token: float = 0.0

@@ -45,12 +45,12 @@ class TorchRunner:
             return Finished(StepResult([]))
         inputs = self._builder.build(plan)
         hidden = self.model(torch.from_numpy(inputs.tokens), attention_batch(inputs), self.pool.layers)
-        answer = StepResult([], prompt_logprobs(self.model, hidden, inputs, plan.chunks))
-        samples = plan.samples
-        if samples:
+        answer = StepResult([], prompt_logprobs=prompt_logprobs(self.model, hidden, inputs, plan.chunks))
+        if plan.draw_seqs:
             logits = self.model.logits(hidden[torch.from_numpy(inputs.sample_rows)])
-            drawing = draw(logits, samples)
-            answer.drawn = drawing.results(samples, drawing.tokens.tolist())
+            drawing = draw(logits, plan.draw_seqs, plan.draw_positions)
+            answer.tokens = drawing.tokens.tolist()
+            answer.details = drawing.details(plan.draw_seqs, answer.tokens)
         return Finished(answer)
 
 
@@ -64,6 +64,7 @@ def attention_batch(inputs: StepInputs) -> AttentionBatch:
         slots=torch.from_numpy(inputs.slots),
         max_query=inputs.max_query,
         max_keys=int(inputs.seq_lens.max()),
+        num_decodes=inputs.num_decodes,
         host=(inputs.query_starts.tolist(), inputs.seq_lens.tolist()),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -11,8 +11,9 @@ from torch import Tensor
 
 from venturi.core.errors import RequestError
 from venturi.kernels.sampling import sample
-from venturi.llm.request import Logprob, TokenLogprobs
-from venturi.llm.scheduler.plan import Drawn, Sample
+from venturi.llm.request import Logprob, Sequence, TokenLogprobs
+from venturi.llm.sampling_params import SamplingParams
+from venturi.llm.scheduler.plan import Detail
 
 
 @dataclass
@@ -20,42 +21,44 @@ class Drawing:
     """A draw on the device. `errors` are rows whose own processor failed; `raw` has log-softmax rows where asked for."""
 
     tokens: Tensor
-    errors: dict[int, Exception]
-    logprob_rows: list[int]
-    raw: Tensor | None
+    errors: dict[int, Exception] = field(default_factory=dict)
+    logprob_rows: list[int] = field(default_factory=list)
+    raw: Tensor | None = None
 
-    def results(self, samples: list[Sample], tokens: list[int]) -> list[Drawn]:
-        """Tokens and log probabilities on the host; `tokens` are self.tokens fetched."""
-        drawn = [Drawn(token, error=self.errors.get(i)) for i, token in enumerate(tokens)]
-        if self.raw is not None:
-            for row, index in enumerate(self.logprob_rows):
-                top = _num_top(samples[index])
-                entries = top_logprobs(self.raw[row], tokens[index], top)
-                drawn[index].logprob = entries[tokens[index]].logprob
-                if samples[index].seq.request.params.logprobs is not None or top:
-                    drawn[index].top = entries
-        return drawn
+    def details(self, seqs: list[Sequence], tokens: list[int]) -> dict[int, Detail]:
+        """Log probabilities and errors on the host; `tokens` are self.tokens fetched."""
+        found = {i: Detail(error=error) for i, error in self.errors.items()}
+        if self.raw is None:
+            return found
+        for row, index in enumerate(self.logprob_rows):
+            request, token = seqs[index].request, tokens[index]
+            top = 2 * request.width if request.beam is not None else request.params.logprobs or 0
+            entries = top_logprobs(self.raw[row], token, top)
+            detail = found.setdefault(index, Detail())
+            detail.logprob = entries[token].logprob
+            if request.beam is not None or request.params.logprobs is not None:
+                detail.top = entries
+        return found
 
 
-def draw(logits: Tensor, samples: list[Sample], greedy: Tensor | None = None) -> Drawing:
-    """Draw a token for each row of `logits` [rows, vocab], which may be edited in place. Row i belongs to samples[i].
+def draw(logits: Tensor, seqs: list[Sequence], positions: list[int], greedy: Tensor | None = None) -> Drawing:
+    """Draw a token for each row of `logits` [rows, vocab], which may be edited in place.
 
-    `greedy`: the rows' largest logits before any edit, if they are already known.
+    Row i is for position positions[i] of seqs[i]. `greedy`: the rows' largest logits, if they are already known.
     """
-    if greedy is not None and all(s.seq.request.plainly_greedy for s in samples):
-        return Drawing(greedy, {}, [], None)
+    requests = [seq.request for seq in seqs]
+    if greedy is not None and all([r.plainly_greedy for r in requests]):
+        return Drawing(greedy)
     logits = logits.float()
-    logprob_rows = [i for i, s in enumerate(samples) if wants_logprobs(s)]
+    logprob_rows = [i for i, r in enumerate(requests) if r.wants_logprobs]
     raw = logits[logprob_rows].log_softmax(-1) if logprob_rows else None
-    errors = edit_logits(logits, samples)
-    requests = [s.seq.request for s in samples]
+    errors = edit_logits(logits, seqs, positions)
     if all(r.params.temperature == 0 for r in requests):
         return Drawing(logits.argmax(-1), errors, logprob_rows, raw)
-    table = np.array([_settings(s) for s in samples], dtype=np.float64)
-    floats = torch.from_numpy(table[:, :3].astype(np.float32)).to(logits.device)
-    ints = torch.tensor(
-        [(r.params.top_k, seed_of(s), s.position) for r, s in zip(requests, samples)], dtype=torch.int64
-    ).to(logits.device)
+    table = np.array([(r.params.temperature, r.params.top_p, r.params.min_p) for r in requests], dtype=np.float32)
+    floats = torch.from_numpy(table).to(logits.device)
+    rows = [(r.params.top_k, seed_of(seq), at) for r, seq, at in zip(requests, seqs, positions)]
+    ints = torch.tensor(rows, dtype=torch.int64).to(logits.device)
     truncated = bool((table[:, 1] < 1).any() or (table[:, 2] > 0).any() or any(r.params.top_k for r in requests))
     tokens = sample(
         logits, floats[:, 0], ints[:, 0], floats[:, 1], floats[:, 2], ints[:, 1], ints[:, 2], truncated=truncated
@@ -63,13 +66,9 @@ def draw(logits: Tensor, samples: list[Sample], greedy: Tensor | None = None) ->
     return Drawing(tokens, errors, logprob_rows, raw)
 
 
-def seed_of(sample: Sample) -> int:
+def seed_of(seq: Sequence) -> int:
     """Continuations of one request draw differently."""
-    return (sample.seq.request.seed + 0x9E3779B97F4A7C15 * sample.seq.index) & (2**62 - 1)
-
-
-def wants_logprobs(sample: Sample) -> bool:
-    return sample.seq.request.wants_logprobs
+    return (seq.request.seed + 0x9E3779B97F4A7C15 * seq.index) & (2**62 - 1)
 
 
 def top_logprobs(row: Tensor, token: int, count: int) -> TokenLogprobs:
@@ -83,37 +82,27 @@ def top_logprobs(row: Tensor, token: int, count: int) -> TokenLogprobs:
     return found
 
 
-def _num_top(sample: Sample) -> int:
-    request = sample.seq.request
-    return 2 * request.width if request.beam is not None else request.params.logprobs or 0
-
-
-def _settings(sample: Sample) -> tuple[float, float, float]:
-    params = sample.seq.request.params
-    return params.temperature, params.top_p, params.min_p
-
-
-def edit_logits(logits: Tensor, samples: list[Sample]) -> dict[int, Exception]:
+def edit_logits(logits: Tensor, seqs: list[Sequence], positions: list[int]) -> dict[int, Exception]:
     """Apply every request's own edits to its row; an error in one of them is that row's alone."""
     errors: dict[int, Exception] = {}
-    for i, one in enumerate(samples):
-        if not one.seq.request.edits_logits:
+    for i, (seq, position) in enumerate(zip(seqs, positions)):
+        if not seq.request.edits_logits:
             continue
         try:
-            _edit_row(logits[i], one)
+            _edit_row(logits[i], seq, position)
         except Exception as exc:
             errors[i] = exc if isinstance(exc, RequestError) else RequestError(f"a logits processor failed: {exc!r}")
     return errors
 
 
-def _edit_row(row: Tensor, sample: Sample) -> None:
-    seq, request, params = sample.seq, sample.seq.request, sample.seq.request.params
-    tokens = seq.tokens[: sample.position]
+def _edit_row(row: Tensor, seq: Sequence, position: int) -> None:
+    request, params = seq.request, seq.request.params
+    tokens = seq.tokens[:position]
     output = tokens[request.num_prompt :]
     if params.logit_bias:
         ids = torch.tensor(list(params.logit_bias), device=row.device)
         row[ids] += torch.tensor(list(params.logit_bias.values()), device=row.device)
-    _penalize(row, tokens, output, sample)
+    _penalize(row, tokens, output, params)
     banned = list(params.bad_token_ids) + list(_ngram_bans(tokens, params.no_repeat_ngram_size))
     banned += [word[-1] for word in request.bad_words if tokens[len(tokens) - len(word) + 1 :] == word[:-1]]
     if len(output) < params.min_tokens:
@@ -131,8 +120,7 @@ def _edit_row(row: Tensor, sample: Sample) -> None:
         raise RequestError("every token is excluded by bad words, n-grams, min_tokens or processors")
 
 
-def _penalize(row: Tensor, tokens: list[int], output: list[int], sample: Sample) -> None:
-    params = sample.seq.request.params
+def _penalize(row: Tensor, tokens: list[int], output: list[int], params: SamplingParams) -> None:
     if params.repetition_penalty != 1:
         ids = torch.tensor(sorted(set(tokens)), device=row.device)
         values = row[ids]

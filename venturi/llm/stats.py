@@ -28,7 +28,7 @@ class LoopStats:
         self.tokens_computed += plan.num_tokens
 
     def on_collect(self, plan: StepPlan) -> None:
-        self.tokens_generated += sum(len(chunk.samples) for chunk in plan.chunks)
+        self.tokens_generated += len(plan.draw_seqs)
 
     def on_end(self, request: Request, reason: FinishReason) -> None:
         self.ended[reason] += 1

@@ -27,6 +27,7 @@ class StepInputs:
     sample_rows: Ints
     sample_slots: Ints
     sequence_slots: Ints
+    num_decodes: int
     max_query: int
 
 
@@ -36,7 +37,8 @@ class InputBuilder:
     def __init__(self, max_slots: int, max_blocks: int, block_tokens: int) -> None:
         self.block_tokens = block_tokens
         self.tables = np.zeros((max_slots, max_blocks), dtype=np.int32)
-        self._seen: list[tuple[Sequence | None, int]] = [(None, -1)] * max_slots
+        self._seen: list[Sequence | None] = [None] * max_slots
+        self._versions = [-1] * max_slots
         self._changes: list[tuple[Ints, Ints]] | None = None
 
     def track_changes(self) -> None:
@@ -52,11 +54,13 @@ class InputBuilder:
 
     def build(self, plan: StepPlan) -> StepInputs:
         chunks = plan.chunks
+        seen, versions = self._seen, self._versions
         for chunk in chunks:
             seq = chunk.seq
-            if self._seen[seq.slot] != (seq, seq.table.version):
-                self._update(seq.slot, np.array(seq.table.blocks, dtype=np.int32))
-                self._seen[seq.slot] = (seq, seq.table.version)
+            slot, version = seq.slot, seq.table.version
+            if versions[slot] != version or seen[slot] is not seq:
+                self._update(slot, np.array(seq.table.blocks, dtype=np.int32))
+                seen[slot], versions[slot] = seq, version
         slots = np.array([c.seq.slot for c in chunks], dtype=np.int64)
         starts = np.array([c.start for c in chunks], dtype=np.int64)
         ends = np.array([c.end for c in chunks], dtype=np.int64)
@@ -80,10 +84,11 @@ class InputBuilder:
             query_starts=query_starts,
             seq_lens=ends,
             tables=self.tables[slots, :wide],
-            sample_rows=np.repeat(query_starts[1:] - 1, [len(c.samples) for c in chunks]),
+            sample_rows=np.repeat(query_starts[1:] - 1, [c.draws for c in chunks]),
             sequence_slots=slots,
-            sample_slots=np.array([s.seq.slot for c in chunks for s in c.samples], dtype=np.int64),
+            sample_slots=np.array([seq.slot for seq in plan.draw_seqs], dtype=np.int64),
             max_query=int(counts.max()) if len(chunks) else 0,
+            num_decodes=int(np.argmax(counts != 1)) if len(chunks) and not plan.decode_only else len(chunks),
         )
 
     def _update(self, slot: int, blocks: NDArray[np.int32]) -> None:

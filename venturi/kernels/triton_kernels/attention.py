@@ -247,10 +247,18 @@ def prefill_kernel(
 def paged_attention(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, kind: AttentionKind, sinks: Tensor | None
 ) -> Tensor:
-    """See `venturi.kernels.attention.paged_attention`. For prefill, batch.workspace has tile_seq and tile_start."""
+    """See `venturi.kernels.attention.paged_attention`. For prefill, batch.workspace has tile_seq and tile_start.
+
+    In a mixed batch the leading sequences of one token go through the decode kernel, the others through prefill's.
+    """
+    rows, kv_heads = len(batch.seq_lens), k_cache.shape[2]
     if batch.max_query == 1:
-        return decode(q, k_cache, v_cache, batch, kind, sinks, num_splits(batch, k_cache.shape[2], q.device))
-    return prefill(q, k_cache, v_cache, batch, kind, sinks)
+        return decode(q, k_cache, v_cache, batch, kind, sinks, num_splits(rows, kv_heads, batch.max_keys, q.device))
+    out = prefill(q, k_cache, v_cache, batch, kind, sinks)
+    if batch.num_decodes:
+        splits = num_splits(batch.num_decodes, kv_heads, batch.max_keys, q.device)
+        decode(q[: batch.num_decodes], k_cache, v_cache, batch, kind, sinks, splits, out=out)
+    return out
 
 
 def product_kind(q: Tensor, cache: Tensor) -> tl.dtype:
@@ -267,11 +275,11 @@ def decode_config(rows: int, kv_heads: int, device: torch.device) -> TileConfig:
     return TileConfig(keys=64, warps=4, stages=3)
 
 
-def num_splits(batch: AttentionBatch, kv_heads: int, device: torch.device) -> int:
+def num_splits(rows: int, kv_heads: int, max_keys: int, device: torch.device) -> int:
     """Parts that the keys are cut into, so that all multiprocessors have work and no part is shorter than a tile."""
-    programs = max(1, len(batch.seq_lens) * kv_heads)
+    programs = max(1, rows * kv_heads)
     wanted = triton.cdiv(num_sms(device.index or 0), programs)
-    longest = max(1, batch.max_keys // 128)
+    longest = max(1, max_keys // 128)
     return min(MAX_SPLITS, 1 << (min(wanted, longest).bit_length() - 1))
 
 
@@ -285,12 +293,13 @@ def _features(k_dim: int) -> tuple[int, int]:
 
 def decode(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, kind: AttentionKind, sinks: Tensor | None,
-    splits: int, config: TileConfig | None = None,
+    splits: int, config: TileConfig | None = None, out: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """One query token a sequence. Allocates its partial results; tickets are in batch.workspace, zero between calls."""
+    """One query token for each of the first len(q) sequences, into `out` if given. Allocates its partial results; tickets are in batch.workspace, zero between calls."""
     rows, heads, k_dim = q.shape
     kv_heads, v_dim = k_cache.shape[2], v_cache.shape[3]
-    out = torch.empty(rows, heads, v_dim, dtype=q.dtype, device=q.device)
+    if out is None:
+        out = torch.empty(rows, heads, v_dim, dtype=q.dtype, device=q.device)
     group = heads // kv_heads
     wide, tail = _features(k_dim)
     partial = sums = out
@@ -341,11 +350,13 @@ def prefill_config(k_dim: int) -> TileConfig:
     return TileConfig(64, 128, 4, 2) if k_dim <= 128 else TileConfig(32, 32, 4, 2)
 
 
-def tiles(query_starts: list[int], rows: int) -> tuple[list[int], list[int]]:
-    """(sequence, first query) of every tile of `rows` queries; long sequences' last tiles first, they take longest."""
+def tiles(query_starts: list[int], rows: int, skip: int = 0) -> tuple[list[int], list[int]]:
+    """(sequence, first query) of every tile of `rows` queries, from sequence `skip` on; a sequence's last tile, which
+    takes longest, comes first."""
     found = [
         (i, at)
         for i, (a, b) in enumerate(pairwise(query_starts))
         for at in reversed(range(0, b - a, rows))
+        if i >= skip
     ]
     return [i for i, _ in found], [at for _, at in found]

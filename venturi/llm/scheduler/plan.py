@@ -1,4 +1,4 @@
-"""What one step computes: chunks of sequences, samples at their ends, block moves before. Data only."""
+"""What one step computes: chunks of sequences, tokens drawn at their ends, block moves before. Data only."""
 
 from __future__ import annotations
 
@@ -9,46 +9,41 @@ from venturi.llm.kv.cache import Moves
 from venturi.llm.request import Sequence, TokenLogprobs
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """`seq` gets a token at `position`, drawn from the logits of its chunk's last token."""
-
-    seq: Sequence
-    position: int
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Chunk:
-    """Compute positions start..end-1 of a sequence, whose blocks are `seq.table` at launch."""
+    """Compute positions start..end-1 of a sequence, whose blocks are `seq.table` at launch.
+
+    `draws` sequences get a token drawn from the logits of its last position: none while tokens are missing, the
+    sequence itself, or all continuations of a prompt.
+    """
 
     seq: Sequence
     start: int
     end: int
     epoch: int
-    samples: list[Sample]
+    draws: int
 
 
 @dataclass(slots=True)
 class StepPlan:
+    """`draw_seqs` and `draw_positions` list, chunk after chunk, who gets a token at which place of its tokens."""
+
     index: int
     chunks: list[Chunk] = field(default_factory=list)
     moves: Moves = field(default_factory=Moves)
     num_tokens: int = 0
-
-    @property
-    def samples(self) -> list[Sample]:
-        return [sample for chunk in self.chunks for sample in chunk.samples]
+    draw_seqs: list[Sequence] = field(default_factory=list)
+    draw_positions: list[int] = field(default_factory=list)
 
     @property
     def decode_only(self) -> bool:
-        return all(chunk.end - chunk.start == 1 for chunk in self.chunks)
+        return self.num_tokens == len(self.chunks)
 
 
-@dataclass
-class Drawn:
-    """Result of one sample: the token, log probabilities if asked for, or the error that this request alone gets."""
+@dataclass(slots=True)
+class Detail:
+    """What is known of a drawn token beyond its id: log probabilities, or the error that this request alone gets."""
 
-    token: int
     logprob: float = 0.0
     top: TokenLogprobs | None = None
     error: Exception | None = None
@@ -56,9 +51,13 @@ class Drawn:
 
 @dataclass
 class StepResult:
-    """`drawn` follows plan.samples; `prompt_logprobs` follows plan.chunks (None where not asked for)."""
+    """`tokens` follows plan.draw_seqs; `details` has entries (by place there) only where something was asked for.
 
-    drawn: list[Drawn]
+    prompt_logprobs: by place in plan.chunks, where asked for.
+    """
+
+    tokens: list[int]
+    details: dict[int, Detail] = field(default_factory=dict)
     prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
 
 

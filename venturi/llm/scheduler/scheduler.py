@@ -6,13 +6,11 @@ len(tokens) - num_computed tokens to go. Pure Python over `KvCache`; called by `
 
 from __future__ import annotations
 
-from itertools import chain
-
 from venturi.core.errors import RequestError
 from venturi.llm.config import SchedulerConfig
 from venturi.llm.kv.cache import KvCache
 from venturi.llm.request import PENDING, FinishReason, Request, Sequence
-from venturi.llm.scheduler.plan import Chunk, Sample, StepPlan
+from venturi.llm.scheduler.plan import Chunk, StepPlan
 from venturi.llm.scheduler.policies import POLICIES
 
 
@@ -131,22 +129,37 @@ class Scheduler:
     # ---- one step
 
     def _schedule_running(self, plan: StepPlan) -> None:
-        budget = self.config.max_num_tokens
-        decoding, prefilling = [], []
-        for seq in self.running:
-            left = len(seq.tokens) - seq.num_computed
-            if left == 1:
-                decoding.append(seq)
-            elif left > 1:
-                prefilling.append(seq)
-        for seq in chain(decoding, prefilling):
+        """Decoding sequences first, so that a long prompt delays nobody's next token; then chunks of prompts."""
+        budget, prefilling = self.config.max_num_tokens, []
+        refs, size = self.cache.pool.refs, self.cache.block_tokens
+        chunks, draw_seqs, positions = plan.chunks, plan.draw_seqs, plan.draw_positions
+        for seq in list(self.running):
+            start, end = seq.num_computed, len(seq.tokens)
+            request = seq.request
+            if end - start != 1 or (request.width > 1 and not request.forked):
+                if end > start:
+                    prefilling.append(seq)
+                continue
+            if end - request.num_prompt >= request.max_output or (request.needs_history and seq.pending) or seq.paused:
+                continue
             if plan.num_tokens >= budget:
                 return
-            if seq.paused or not self._ready(seq):
+            blocks, index = seq.table.blocks, start // size
+            own = index < len(blocks) and refs[blocks[index]] == 1
+            if not own and not self._make_room(seq, end, plan):
                 continue
-            end = min(len(seq.tokens), seq.num_computed + budget - plan.num_tokens)
-            if self._make_room(seq, end, plan):
-                self._append(plan, seq, end)
+            seq.num_computed = end
+            seq.pending += 1
+            seq.tokens.append(PENDING)
+            plan.num_tokens += 1
+            chunks.append(Chunk(seq, start, end, seq.epoch, 1))
+            draw_seqs.append(seq)
+            positions.append(end)
+        for seq in prefilling:
+            if plan.num_tokens >= budget:
+                return
+            if not seq.paused:
+                self._plan_first(plan, seq)
 
     def _ready(self, seq: Sequence) -> bool:
         request = seq.request
@@ -194,7 +207,7 @@ class Scheduler:
         seq.epoch += 1
 
     def _append(self, plan: StepPlan, seq: Sequence, end: int) -> None:
-        request, samples = seq.request, []
+        request, members = seq.request, []
         start, seq.num_computed = seq.num_computed, end
         plan.num_tokens += end - start
         if end == len(seq.tokens):
@@ -204,10 +217,11 @@ class Scheduler:
                     self.fork(seq, sibling)
                     members.append(sibling)
             for member in members:
-                samples.append(Sample(member, end))
                 member.tokens.append(PENDING)
                 member.pending += 1
-        plan.chunks.append(Chunk(seq, start, end, seq.epoch, samples))
+                plan.draw_positions.append(end)
+        plan.draw_seqs += members
+        plan.chunks.append(Chunk(seq, start, end, seq.epoch, len(members)))
 
     # ---- entering the batch
 
