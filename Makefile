@@ -7,7 +7,7 @@ ONNX_PINNED := 1.21.0
 CASES  := .cache/onnx-$(ONNX_PINNED)
 PIP    := $(PY) -m pip install -q --disable-pip-version-check
 
-.PHONY: help demo test check unit conformance zoo bench gpu-check bench-overheads bench-gpu docs clean
+.PHONY: help demo demo-llm bench-llm bench-llm-gpu test check unit conformance zoo bench gpu-check bench-overheads bench-gpu docs clean
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 16
@@ -26,6 +26,11 @@ $(CASES)/.done: $(STAMP)
 demo: $(STAMP)   ## build two models, check them, show accuracy and speed
 	$(PY) -m venturi demo
 
+demo-llm: $(STAMP)  ## generate text with a small language model, streaming
+	$(PY) -m venturi llm explain examples/llm/pydoc-5m
+	$(PY) -m venturi llm run examples/llm/pydoc-5m --prompt "Return the" --max-tokens 80 --temperature 0.7 --seed 1
+	$(PY) -m venturi llm bench latency examples/llm/pydoc-5m --osl 64
+
 test: check unit ## everything CI runs
 
 check: $(STAMP)  ## lint, types
@@ -43,6 +48,13 @@ zoo: $(STAMP)    ## build and check every architecture of the zoo
 
 bench: $(STAMP)  ## the CPU benchmark table
 	$(PY) -m benchmarks.cpu
+
+bench-llm: $(STAMP)  ## language models on the CPU beside transformers
+	$(PY) -m benchmarks.llm.cpu
+
+bench-llm-gpu: $(STAMP)  ## decode latency and throughput of language models (needs an NVIDIA GPU)
+	$(PY) -m benchmarks.llm.decode --quants none,fp8
+	$(PY) -m benchmarks.llm.throughput --quant fp8 --kv fp8 --cells 128/128/4000,1000/1000/1024,2048/128/600
 
 gpu-check: $(STAMP)  ## tests marked gpu (needs an NVIDIA GPU)
 	$(PY) -m pytest -m gpu

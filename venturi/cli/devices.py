@@ -35,6 +35,7 @@ def _gpus() -> list[list[str]]:
 
 def all_knobs() -> list[dict[str, str]]:
     """Every knob with its default, meaning, and present value. Imports what declares them."""
+    import venturi.kernels.triton_kernels.launch
     import venturi.ops.control  # noqa: F401
     from venturi.core.knobs import KNOBS
 
