@@ -13,6 +13,7 @@ import json
 import platform
 import statistics
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -33,7 +34,7 @@ def measure(llm: LLM, batch: int, context: int, tokens: int) -> dict[str, float]
         output.result()
     wall = time.monotonic() - start
     last = outputs[-1].token_times
-    gaps = [1e3 * (b - a) for a, b in zip(last, last[1:])][tokens // 4 :]
+    gaps = [1e3 * (b - a) for a, b in pairwise(last)][tokens // 4 :]
     quartiles = statistics.quantiles(gaps, n=4)
     first = min(o.token_times[0] for o in outputs) - start
     return {
@@ -50,6 +51,7 @@ def main() -> None:
     parser.add_argument("--model", default="llama-8b")
     parser.add_argument("--batches", default="1,32")
     parser.add_argument("--quants", default="none,fp8")
+    parser.add_argument("--kv", default="auto")
     parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--tokens", type=int, default=100)
     parser.add_argument("--out", type=Path)
@@ -59,7 +61,7 @@ def main() -> None:
         started = time.monotonic()
         llm = LLM(
             folder_of(args.model), load_format="dummy", skip_tokenizer_init=True, quant=None if quant == "none" else quant,
-            max_seq_len=args.context + args.tokens + 64, kv_cache=KvCacheConfig(max_tokens=64 * (args.context + 512)),
+            max_seq_len=args.context + args.tokens + 64, kv_cache=KvCacheConfig(max_tokens=64 * (args.context + 512), dtype=args.kv),
             scheduler=SchedulerConfig(max_batch_size=64),
         )  # fmt: skip
         load = time.monotonic() - started
@@ -76,6 +78,7 @@ def main() -> None:
             row = {
                 "model": args.model,
                 "quant": quant,
+                "kv": args.kv,
                 "batch": batch,
                 "context": args.context,
                 **result,

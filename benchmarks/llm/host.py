@@ -1,6 +1,6 @@
 """Host cost of a decode step: scheduling, input building and collecting, with a model that does nothing.
 
-    python -m benchmarks.llm.host
+python -m benchmarks.llm.host
 """
 
 from __future__ import annotations
@@ -44,7 +44,11 @@ class NothingRunner:
 
 def measure(running: int) -> dict[str, float]:
     cache = KvCache(running * 64, 32)
-    loop = EngineLoop(Scheduler(SchedulerConfig(max_batch_size=running, max_num_tokens=1 << 20), cache), NothingRunner(running), overlap=True)
+    loop = EngineLoop(
+        Scheduler(SchedulerConfig(max_batch_size=running, max_num_tokens=1 << 20), cache),
+        NothingRunner(running),
+        overlap=True,
+    )
     for i in range(running):
         loop.add(Request([i % 50 + 1] * 100 + [i], SamplingParams(max_tokens=1500, temperature=0), 1500))
     for _ in range(20):

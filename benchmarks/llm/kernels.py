@@ -1,6 +1,6 @@
 """Times the LLM kernels alone, in graphs with cold weights and caches: attention, norms, rotary, sampling.
 
-    python -m benchmarks.llm.kernels --out kernels.json
+python -m benchmarks.llm.kernels --out kernels.json
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ def batch_of(counts: list[int], lengths: list[int], size: int, rows: int) -> Att
     tables = torch.randperm(len(counts) * wide).view(len(counts), wide).int().cuda()
     starts = [sum(counts[:i]) for i in range(len(counts) + 1)]
     ints = lambda values: torch.tensor(values, dtype=torch.int32, device="cuda")  # noqa: E731
-    batch = AttentionBatch(ints(starts), ints(lengths), tables, ints(range(len(counts))), ints([]), ints([]), max(counts), max(lengths))
+    batch = AttentionBatch(
+        ints(starts), ints(lengths), tables, ints(range(len(counts))), ints([]), ints([]), max(counts), max(lengths)
+    )
     sequences, offsets = attention.tiles(starts, rows)
     batch.workspace.update(tile_seq=ints(sequences), tile_start=ints(offsets))
     return batch
@@ -61,7 +63,12 @@ def decode_rows(batch_size: int, context: int, dtype: torch.dtype) -> list[dict]
     floor = batch_size * context * kv * 128 * 2 * dtype.itemsize / BANDWIDTH * 1e6
     found = []
     for splits, keys, warps, stages in itertools.product((1, 2, 4, 8, 16, 32), (32, 64, 128), (4, 8), (2, 3, 4)):
-        if splits * keys > 2 * context or (splits > 4 and batch_size >= 32) or (splits < 4 and batch_size == 1) or (stages == 4 and keys == 128):
+        if (
+            splits * keys > 2 * context
+            or (splits > 4 and batch_size >= 32)
+            or (splits < 4 and batch_size == 1)
+            or (stages == 4 and keys == 128)
+        ):
             continue
         config = attention.TileConfig(keys=keys, warps=warps, stages=stages)
         try:
@@ -69,7 +76,20 @@ def decode_rows(batch_size: int, context: int, dtype: torch.dtype) -> list[dict]
         except Exception as exc:
             print("decode fails", splits, config, str(exc)[:100], flush=True)
             continue
-        found.append({"kernel": "decode", "batch": batch_size, "context": context, "dtype": str(dtype), "splits": splits, "keys": keys, "warps": warps, "stages": stages, "us": us, "percent": 100 * floor / us})
+        found.append(
+            {
+                "kernel": "decode",
+                "batch": batch_size,
+                "context": context,
+                "dtype": str(dtype),
+                "splits": splits,
+                "keys": keys,
+                "warps": warps,
+                "stages": stages,
+                "us": us,
+                "percent": 100 * floor / us,
+            }
+        )
     return sorted(found, key=lambda r: r["us"])
 
 
@@ -89,7 +109,18 @@ def prefill_rows(context: int) -> list[dict]:
         except Exception as exc:
             print("prefill fails", config, str(exc)[:100], flush=True)
             continue
-        found.append({"kernel": "prefill", "context": context, "queries": queries, "keys": keys, "warps": warps, "stages": stages, "us": us, "tflops": flops / us / 1e6})
+        found.append(
+            {
+                "kernel": "prefill",
+                "context": context,
+                "queries": queries,
+                "keys": keys,
+                "warps": warps,
+                "stages": stages,
+                "us": us,
+                "tflops": flops / us / 1e6,
+            }
+        )
     return sorted(found, key=lambda r: r["us"])
 
 
@@ -140,7 +171,9 @@ def main() -> None:
         print(row, flush=True)
     rows += found
     if args.out:
-        args.out.write_text(json.dumps({"device": torch.cuda.get_device_name(0), "torch": torch.__version__, "rows": rows}, indent=1))
+        args.out.write_text(
+            json.dumps({"device": torch.cuda.get_device_name(0), "torch": torch.__version__, "rows": rows}, indent=1)
+        )
 
 
 if __name__ == "__main__":

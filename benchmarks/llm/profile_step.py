@@ -1,6 +1,6 @@
 """Where the time of a decode step goes: kernels by total time, at a batch size and context, few layers, random weights.
 
-    python -m benchmarks.llm.profile_step --batch 1024 --context 1000 --quant fp8 --kv fp8
+python -m benchmarks.llm.profile_step --batch 1024 --context 1000 --quant fp8 --kv fp8
 """
 
 from __future__ import annotations
@@ -38,13 +38,18 @@ def main() -> None:
     before, start = llm.stats()["steps"], time.monotonic()
     time.sleep(0.5)
     steps, wall = llm.stats()["steps"] - before, time.monotonic() - start
-    print(f"{1e3 * wall / steps:.2f} ms per step of {args.layers} layers, batch {args.batch}, context {args.context}", flush=True)
+    print(
+        f"{1e3 * wall / steps:.2f} ms per step of {args.layers} layers, batch {args.batch}, context {args.context}",
+        flush=True,
+    )
     with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as trace:
         time.sleep(0.2)
     table = trace.key_averages()
     for row in sorted(table, key=lambda r: -r.device_time_total)[:25]:
         if row.device_time_total:
-            print(f"{row.device_time_total / 1e3:9.2f} ms {row.count:6d} x {row.device_time_total / max(1, row.count):9.1f} us  {row.key[:100]}")
+            print(
+                f"{row.device_time_total / 1e3:9.2f} ms {row.count:6d} x {row.device_time_total / max(1, row.count):9.1f} us  {row.key[:100]}"
+            )
     llm.shutdown()
 
 

@@ -17,7 +17,14 @@ import torch
 from benchmarks.llm.shapes import folder_of
 from venturi import LLM, CudaGraphConfig, KvCacheConfig, SamplingParams, SchedulerConfig
 
-TENSORRT_LLM = {"128/128": 27911, "128/2048": 26221, "1000/1000": 17744, "2048/128": 3538, "5000/500": 3902, "20000/2000": 1804}
+TENSORRT_LLM = {
+    "128/128": 27911,
+    "128/2048": 26221,
+    "1000/1000": 17744,
+    "2048/128": 3538,
+    "5000/500": 3902,
+    "20000/2000": 1804,
+}
 
 
 def measure(llm: LLM, isl: int, osl: int, count: int) -> dict:
@@ -58,16 +65,24 @@ def main() -> None:
     print(llm.memory_plan, flush=True)
     rows = []
     llm._thread.ready.wait()
-    print(f'ready after {time.monotonic() - started:.1f} s', flush=True)
+    print(f"ready after {time.monotonic() - started:.1f} s", flush=True)
     measure(llm, 64, 16, min(64, args.batch))
     for isl, osl, count in cells:
-        row = {"model": args.model, "quant": args.quant, "kv": args.kv, "batch": args.batch, **measure(llm, isl, osl, count)}
+        row = {
+            "model": args.model,
+            "quant": args.quant,
+            "kv": args.kv,
+            "batch": args.batch,
+            **measure(llm, isl, osl, count),
+        }
         rows.append(row)
         print(json.dumps(row), flush=True)
     llm.check_integrity()
     llm.shutdown()
     if args.out:
-        args.out.write_text(json.dumps({"device": torch.cuda.get_device_name(0), "torch": torch.__version__, "rows": rows}, indent=1))
+        args.out.write_text(
+            json.dumps({"device": torch.cuda.get_device_name(0), "torch": torch.__version__, "rows": rows}, indent=1)
+        )
 
 
 if __name__ == "__main__":

@@ -48,7 +48,10 @@ def logprobs(output) -> tuple[list[int], torch.Tensor]:
     return one.token_ids, torch.tensor(rows)
 
 
-@pytest.mark.parametrize("name", sorted(CONFIGS))
+NAMES = ["llama3", "mistral", "qwen3", "gemma3", "phi4-mini", "gpt2", "gpt-oss", "deepseek-v3"]  # every kernel variant
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_fp32_matches_the_cpu(name: str, tmp_path: Path) -> None:
     config = CONFIGS[name]
     with make(tmp_path, config, "cpu", "fp32") as cpu, make(tmp_path, config, "cuda", "fp32") as gpu:

@@ -9,7 +9,16 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from venturi.kernels.triton_kernels import activations, argmax, attention, norms, quantize, rotary, sampling, small_linear
+from venturi.kernels.triton_kernels import (
+    activations,
+    argmax,
+    attention,
+    norms,
+    quantize,
+    rotary,
+    sampling,
+    small_linear,
+)
 
 
 def case(kernel, types: dict[str, str], constants: dict, **options):
@@ -141,7 +150,15 @@ def cases(pdl: bool):
             quantize.quantize_rows_kernel, {"x": b, "out": fp8, "scales": f}, {"BLOCK": 4096, "PDL": pdl}, num_warps=8
         ),
     )
-    yield "argmax", case(argmax.argmax_kernel, {"logits": b, "out": l, "keys": l, "tickets": i}, {"BLOCK": 8192, "PDL": pdl}, num_warps=8)
+    yield (
+        "argmax",
+        case(
+            argmax.argmax_kernel,
+            {"logits": b, "out": l, "keys": l, "tickets": i},
+            {"BLOCK": 8192, "PDL": pdl},
+            num_warps=8,
+        ),
+    )
     linear = {
         "x": b,
         "w": b,

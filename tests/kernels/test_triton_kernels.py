@@ -97,12 +97,18 @@ def test_paged_attention(kind: AttentionKind, sinks: bool, heads: int, kv_heads:
     q = torch.randn(3, heads, k_dim)
     theirs = attention_reference.paged_attention(q, k_cache, v_cache, decode, kind, sink)
     for splits in (1, 4):
-        close(attention.decode(q, k_cache, v_cache, decode, kind, sink, splits, attention.TileConfig()), theirs, torch.float32)
+        close(
+            attention.decode(q, k_cache, v_cache, decode, kind, sink, splits, attention.TileConfig()),
+            theirs,
+            torch.float32,
+        )
         assert not decode.workspace.get("tickets", torch.zeros(1)).any()
     mixed = make_batch([1, 37, 20], lengths, size, 90)
     q = torch.randn(58, heads, k_dim)
     theirs = attention_reference.paged_attention(q, k_cache, v_cache, mixed, kind, sink)
-    close(attention.prefill(q, k_cache, v_cache, mixed, kind, sink, attention.TileConfig(32, 16)), theirs, torch.float32)
+    close(
+        attention.prefill(q, k_cache, v_cache, mixed, kind, sink, attention.TileConfig(32, 16)), theirs, torch.float32
+    )
 
 
 def test_paged_attention_over_an_fp8_cache() -> None:

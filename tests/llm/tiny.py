@@ -44,7 +44,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
             "tie_word_embeddings": True,
         },
-    ),  # fmt: skip
+    ),
     "gpt2": (
         "GPT2Config",
         {
@@ -56,7 +56,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
             "bos_token_id": 1,
             "eos_token_id": 2,
         },
-    ),  # fmt: skip
+    ),
     "mixtral": ("MixtralConfig", GQA | {"num_local_experts": 6, "num_experts_per_tok": 2}),
     "qwen3-moe": (
         "Qwen3MoeConfig",
@@ -69,7 +69,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
             "mlp_only_layers": [1],
             "norm_topk_prob": True,
         },
-    ),  # fmt: skip
+    ),
     "gpt-oss": (
         "GptOssConfig",
         GQA | {"head_dim": 16, "num_local_experts": 6, "num_experts_per_tok": 2, "sliding_window": 8},

@@ -15,6 +15,7 @@ from venturi.core.errors import RequestError
 
 if TYPE_CHECKING:
     from venturi.llm.api import LLM
+    from venturi.llm.outputs import RequestOutput
     from venturi.llm.sampling_params import SamplingParams
 
 app = typer.Typer(no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -233,7 +234,8 @@ def _measure(llm: LLM, isl: int, osl: int, requests: int, shared: int, rate: flo
     prompts = [prefix + [rng.randrange(vocab) for _ in range(isl - len(prefix))] for _ in range(requests)]
     params = SamplingParams(temperature=0, max_tokens=osl, ignore_eos=True)
     llm.clear_prefix_cache()
-    start, sent, outputs = time.monotonic(), [], []
+    start, sent = time.monotonic(), list[float]()
+    outputs: list[RequestOutput] = []
     for prompt in prompts:
         if rate is not None and outputs:
             time.sleep(rng.expovariate(rate))

@@ -34,6 +34,6 @@ def gated(gate_up: Tensor, activation: str) -> Tensor:
 
 
 def clamped_swiglu(gate_up: Tensor, alpha: float, limit: float) -> Tensor:
-    """(up + 1) * gate * sigmoid(alpha * gate), gate <= limit, |up| <= limit; gate and up alternate in the last dimension."""
+    """(up + 1) * gate * sigmoid(alpha * gate), gate <= limit, |up| <= limit; gate and up alternate in the last axis."""
     gate, up = gate_up[..., ::2].clamp(max=limit), gate_up[..., 1::2].clamp(-limit, limit)
     return (up + 1) * (gate * (gate * alpha).sigmoid())

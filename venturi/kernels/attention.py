@@ -53,7 +53,7 @@ def paged_attention(
 
     Args:
         q: [tokens, heads, k_dim]. k_cache: [blocks, block_tokens, kv_heads, k_dim], v_cache: [..., v_dim]; query head h
-            reads kv head h * kv_heads // heads. sinks: [heads], a logit that takes part in the softmax and adds nothing.
+            reads kv head h * kv_heads // heads. sinks: [heads], a logit that is in the softmax and adds nothing.
 
     Returns:
         [tokens, heads, v_dim], q's dtype.

@@ -37,8 +37,8 @@ def write_cache(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: T
 
 
 def rotate_and_write(
-    q: Tensor, k: Tensor, v: Tensor, angles: Tensor | None, positions: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor,
-    interleaved: bool,
+    q: Tensor, k: Tensor, v: Tensor, angles: Tensor | None, positions: Tensor, k_cache: Tensor, v_cache: Tensor,
+    slots: Tensor, interleaved: bool,
 ) -> Tensor:  # fmt: skip
     """Rotate queries and keys, write keys and values to the cache, return the queries.
 

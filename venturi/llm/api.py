@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -42,7 +43,8 @@ class LLM:
         tokenizer: another folder's tokenizer; None: the model's. skip_tokenizer_init: prompts are token ids only.
         dtype: "auto" (the config's), "fp32", "fp16", "bf16". load_format: "auto", or "dummy" for random weights.
         device: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1".
-        kv_cache, scheduler, cuda_graph: see the classes. quant: None, or "fp8" (weights to e4m3 while loading). max_seq_len: longest text; None: the model's context.
+        kv_cache, scheduler, cuda_graph: see the classes. quant: None, or "fp8" (weights to e4m3 while loading).
+        max_seq_len: longest text; None: the model's context.
         seed: of requests that have none. model_kwargs: fields of config.json to replace.
         progress: called with (shards loaded, shards).
 
@@ -69,7 +71,7 @@ class LLM:
         cache_dtype = CACHE_DTYPES.get(self.kv_config.dtype, outline.dtype)
         spec = outline.model.spec
         self.memory_plan: MemoryPlan = plan_memory(
-            spec, weight_bytes(outline), outline.dtype, cache_dtype, self.kv_config,
+            spec, weight_bytes(outline, self.device), outline.dtype, cache_dtype, self.kv_config,
             self.scheduler_config, outline.max_seq_len, self.device,
         )  # fmt: skip
         self.loaded = outline.fill(self.device, load_format, progress)
@@ -84,6 +86,8 @@ class LLM:
         self._factory = RequestFactory(self.tokenizer, spec.vocab_size, outline.max_seq_len, self.loaded.end_ids, seed)
         overlap = self.device.type == "cuda" and self.scheduler_config.overlap
         self._thread = EngineThread(EngineLoop(self._scheduler, self.runner, overlap=overlap), self.runner.prepare)
+        gc.collect()
+        gc.freeze()  # what is loaded stays: collections between steps need not look at it
 
     # ---- generating
 

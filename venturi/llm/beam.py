@@ -101,4 +101,4 @@ class BeamSearch:
     def _can_improve(self) -> bool:
         best = max(seq.cumulative_logprob for seq in self.request.sequences)
         length = self.request.sequences[0].num_output
-        return best / max(1, length) ** self.request.params.length_penalty > self.finished_list[-1].score
+        return bool(best / max(1, length) ** self.request.params.length_penalty > self.finished_list[-1].score)

@@ -1,4 +1,4 @@
-"""Configuration of an `LLM`: cache, scheduler, CUDA graphs. Field names follow TensorRT-LLM's where it has the field."""
+"""Configuration of an `LLM`: cache, scheduler, CUDA graphs. Field names follow TensorRT-LLM's."""
 
 from __future__ import annotations
 

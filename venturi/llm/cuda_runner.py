@@ -18,9 +18,9 @@ from venturi.llm.config import CudaGraphConfig
 from venturi.llm.decode_graphs import DecodeGraphs
 from venturi.llm.kv.pool import KvPool
 from venturi.llm.models.decoder import Decoder
+from venturi.llm.request import Sequence
 from venturi.llm.runner import prompt_logprobs
 from venturi.llm.sampler import Drawing, draw
-from venturi.llm.request import Sequence
 from venturi.llm.scheduler.plan import StepPlan, StepResult
 from venturi.llm.staging import Staging
 from venturi.llm.step_inputs import InputBuilder, StepInputs

@@ -9,6 +9,7 @@ import gc
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ FIELDS = 5  # tokens, owners, positions, slots, seq_lens
 
 @dataclass
 class Captured:
-    """inputs: [FIELDS * size] int64, read by the graph. logits and tokens are its results. compute holds what it reads."""
+    """inputs: [FIELDS * size] int64, read by the graph. logits, tokens: its results. compute holds what it reads."""
 
     graph: torch.cuda.CUDAGraph
     inputs: Tensor
@@ -55,7 +56,7 @@ class DecodeGraphs:
             self._sizes, self._off = [], "experts are picked on the host, which a graph cannot"
         self._padding = config.enable_padding
         self._captured: dict[int, Captured] = {}
-        self._memory: tuple[int, int] | None = None
+        self._memory: Any = None
         self._newest: Tensor | None = None
         self._tuner = LinearTuner(pool.device)
         self._argmax = ArgmaxState.make(max([1, *self._sizes]), pool.device)

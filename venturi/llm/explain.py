@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 def explain(llm: LLM) -> str:
     spec, config = llm.loaded.model.spec, llm.loaded.config
     cuda = llm.device.type == "cuda"
+    attention = "Triton split-KV (decode), Triton tiles (prefill)" if cuda else "torch over gathered blocks"
     methods = Counter(m.method.name for m in llm.loaded.model.modules() if isinstance(m, Linear))
     windows = Counter(layer.attention.window for layer in spec.layers)
     experts = sum(isinstance(layer.mlp, MoeSpec) for layer in spec.layers)
@@ -22,8 +23,7 @@ def explain(llm: LLM) -> str:
         f"{config.architecture}: {len(spec.layers)} layers, hidden {spec.hidden}, vocabulary {spec.vocab_size},"
         f" context {llm.loaded.max_seq_len}, {str(llm.loaded.dtype).removeprefix('torch.')}",
         "  linear layers    " + ", ".join(f"{count} x {name}" for name, count in methods.items()),
-        f"  attention        {'Triton split-KV (decode), Triton tiles (prefill)' if cuda else 'torch over gathered blocks'}"
-        + "".join(f"; {n} layers see {w or 'all'} keys" for w, n in windows.items()),
+        f"  attention        {attention}" + "".join(f"; {n} layers see {w or 'all'} keys" for w, n in windows.items()),
         f"  norms, rotary    {'Triton, fused with residual and cache write' if cuda else 'torch'}",
         f"  sampling         {'Triton, threshold search without sorting' if cuda else 'torch'}",
     ]

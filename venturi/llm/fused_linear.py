@@ -86,7 +86,7 @@ class LinearTuner:
         return run(self._choices[problem(use, len(x)).key], x, use, residual, self.tickets)
 
     def tune(self, model: Decoder, rows: int) -> None:
-        """Choose for every kind of layer of the model that has no choice yet: 16 rows first, more rows by its winner."""
+        """Choose for every kind of layer that has no choice yet: 16 rows first, more rows from its winner."""
         if rows > 16:
             self.tune(model, 16)
         kinds: dict[Problem, list[Use]] = {}
@@ -105,7 +105,7 @@ class LinearTuner:
             self._store()
 
     def _time_us(self, choice: Choice, same: list[Use], rows: int) -> float:
-        """Median time of a call, in a graph over different layers, so that weights come from memory; inf if it fails."""
+        """Median time of a call, in a graph over several layers: weights come from memory. inf if it fails."""
         weight, norm = same[0].layer.weight.dtype, same[0].norm
         dtype = weight if weight.itemsize > 1 else torch.bfloat16 if norm is None else norm.weight.dtype
         x = torch.randn(rows, same[0].layer.in_features, device=self._device, dtype=dtype)
@@ -151,7 +151,7 @@ def problem(use: Use, rows: int) -> Problem:
     padded = max(16, 1 << (rows - 1).bit_length())
     weight = use.layer.weight
     kind = str(weight.dtype).removeprefix("torch.")
-    return Problem(padded, *weight.shape, kind, use.norm is not None, use.residual, use.activation)
+    return Problem(padded, weight.shape[0], weight.shape[1], kind, use.norm is not None, use.residual, use.activation)
 
 
 def candidates(kind: Problem) -> list[Choice]:
@@ -202,7 +202,7 @@ def _graph_time_us(work: Callable[[], Any], calls: int) -> float:
         end.record()
         end.synchronize()
         times.append(start.elapsed_time(end) * 1e3 / calls)
-    return sorted(times)[len(times) // 2]
+    return float(sorted(times)[len(times) // 2])
 
 
 def _cache_path(device: torch.device) -> Path:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from venturi.core.errors import ModelError, RequestError
+from venturi.llm.cpu_linear import pack_for_cpu
 from venturi.llm.models.config import Config
 from venturi.llm.models.decoder import Decoder
 from venturi.llm.models.registry import Architecture, architecture
@@ -52,6 +53,7 @@ class Outline:
         else:
             load_weights(self.model, self.folder, self.arch, progress)
         apply_quantization(self.model, self.quant)
+        pack_for_cpu(self.model, self.dtype, device)
         self.model.prepare(self.max_seq_len, device)
         ends = end_ids(self.folder, self.config)
         return LoadedModel(self.model.eval(), self.config, self.dtype, self.max_seq_len, ends)

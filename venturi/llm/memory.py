@@ -8,6 +8,7 @@ import torch
 
 from venturi.core.errors import DeviceError
 from venturi.llm.config import KvCacheConfig, SchedulerConfig
+from venturi.llm.cpu_linear import packs
 from venturi.llm.kv.pool import block_bytes
 from venturi.llm.layers.linear import Linear
 from venturi.llm.loader import Outline
@@ -47,12 +48,12 @@ class MemoryPlan:
         return "\n".join(lines)
 
 
-def weight_bytes(outline: Outline) -> int:
-    """Bytes of all parameters once they are loaded and quantized."""
+def weight_bytes(outline: Outline, device: torch.device) -> int:
+    """Bytes of all parameters once they are loaded, quantized and blocked."""
     model, total = outline.model, 0
     layers = {f"{name}.weight": (name, m) for name, m in model.named_modules() if isinstance(m, Linear)}
     for name, parameter in model.named_parameters():
-        if name == "lm_head.weight" and model.spec.tied:
+        if name == "lm_head.weight" and model.spec.tied and not packs(outline.dtype, device):
             continue
         narrow = outline.quant == "fp8" and name in layers and not keeps_dtype(*layers[name], model)
         total += parameter.numel() * (1 if narrow else outline.dtype.itemsize)

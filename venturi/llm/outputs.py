@@ -22,8 +22,8 @@ class CompletionOutput:
     """One continuation.
 
     finish_reason: None while it runs, then "stop", "length" or "cancelled". stop_reason: the token id or text that
-    stopped it. logprobs: one record {token id: Logprob} per token, when asked for. text_diff, token_ids_diff: what is new since the
-    last look at a streaming output.
+    stopped it. logprobs: one record {token id: Logprob} per token, when asked for. text_diff, token_ids_diff: what is
+    new since the last look at a streaming output.
     """
 
     index: int
@@ -227,19 +227,19 @@ class RequestOutput:
         return text if seq.finished else text.rstrip("\ufffd")
 
     def _beam_outputs(self) -> list[CompletionOutput]:
-        assert self._request.beam is not None
+        assert self._request.beam is not None, "called for beam search only"
         params, found = self._request.params, self._request.beam.finished_list[: self._request.params.n]
+
+        def text(tokens: list[int]) -> str:
+            if self._tokenizer is None:
+                return ""
+            return self._tokenizer.decode(tokens, skip_special_tokens=params.skip_special_tokens)
+
+        asked = params.logprobs is not None
         return [
-            CompletionOutput(
-                i,
-                "" if self._tokenizer is None else self._tokenizer.decode(h.output, skip_special_tokens=params.skip_special_tokens),
-                h.output,
-                h.logprob,
-                h.logprobs if params.logprobs is not None else None,
-                h.reason,
-            )
+            CompletionOutput(i, text(h.output), h.output, h.logprob, h.logprobs if asked else None, h.reason)
             for i, h in enumerate(found)
-        ]  # fmt: skip
+        ]
 
 
 def _known(seq: Sequence) -> list[int]:

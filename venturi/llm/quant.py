@@ -6,7 +6,6 @@ On CUDA activations are quantized per token and the product is fp8: cuBLASLt her
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from venturi.kernels.quantize import quantize_rows, scaled_product

@@ -34,7 +34,7 @@ class RequestFactory:
         room = self.max_seq_len - len(tokens)
         if room < 1:
             raise RequestError(
-                f"the prompt has {len(tokens)} tokens, the context holds {self.max_seq_len} with at least one new token;"
+                f"the prompt has {len(tokens)} tokens, the context holds {self.max_seq_len}, one of them new;"
                 " shorten it or set truncate_prompt_tokens"
             )
         self._check_ids(params)

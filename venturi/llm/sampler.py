@@ -18,7 +18,7 @@ from venturi.llm.scheduler.plan import Detail
 
 @dataclass
 class Drawing:
-    """A draw on the device. `errors` are rows whose own processor failed; `raw` has log-softmax rows where asked for."""
+    """A draw on the device. `errors`: rows whose own processor failed; `raw`: log-softmax rows where asked for."""
 
     tokens: Tensor
     errors: dict[int, Exception] = field(default_factory=dict)
@@ -47,7 +47,7 @@ def draw(logits: Tensor, seqs: list[Sequence], positions: list[int], greedy: Ten
     Row i is for position positions[i] of seqs[i]. `greedy`: the rows' largest logits, if they are already known.
     """
     requests = [seq.request for seq in seqs]
-    if greedy is not None and all([r.plainly_greedy for r in requests]):
+    if greedy is not None and all(r.plainly_greedy for r in requests):
         return Drawing(greedy)
     logits = logits.float()
     logprob_rows = [i for i, r in enumerate(requests) if r.wants_logprobs]

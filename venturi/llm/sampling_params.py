@@ -14,7 +14,7 @@ LogitsProcessor = Callable[[Any, Sequence[int]], Any]
 
 
 class GuidedDecodingParams(Settings):
-    """The output must match exactly one of: a JSON schema, any JSON object, a regex, an EBNF (Lark) grammar, a choice."""
+    """The output must match one of: a JSON schema, any JSON object, a regex, a Lark (EBNF) grammar, a choice."""
 
     json_schema: str | dict[str, Any] | None = Field(default=None, alias="json")
     json_object: bool = False

@@ -22,7 +22,7 @@ class TextTokenizer:
         path = folder / "tokenizer.json"
         if not path.is_file():
             raise ModelError(
-                f"{folder} has no tokenizer.json; give prompts as token ids (skip_tokenizer_init=True) or pass tokenizer=",
+                f"{folder} has no tokenizer.json; give prompts as token ids or pass tokenizer=",
                 where=str(path),
             )
         try:

@@ -27,7 +27,10 @@ class ArgmaxState:
 
     @classmethod
     def make(cls, rows: int, device: torch.device) -> ArgmaxState:
-        return cls(torch.full((rows,), LOWEST, dtype=torch.int64, device=device), torch.zeros(rows, dtype=torch.int32, device=device))
+        return cls(
+            torch.full((rows,), LOWEST, dtype=torch.int64, device=device),
+            torch.zeros(rows, dtype=torch.int32, device=device),
+        )
 
 
 @triton.jit

@@ -76,7 +76,9 @@ def reduce_splits(
         one = tl.load(sums + row * 2, mask=inside, other=0.0, cache_modifier=".cg")
         piece = tl.load(partial + row[:, None] * v_dim + feature[None, :], mask=kept, other=0.0, cache_modifier=".cg")
         acc += piece * tl.exp2(one - top)[:, None]
-    tl.store(out + out_at[:, None] * v_dim + feature[None, :], (acc / total[:, None]).to(out.dtype.element_ty), mask=kept)
+    tl.store(
+        out + out_at[:, None] * v_dim + feature[None, :], (acc / total[:, None]).to(out.dtype.element_ty), mask=kept
+    )
 
 
 @triton.jit
@@ -174,7 +176,8 @@ def prefill_kernel(
     q, k_cache, v_cache, out, tables, table_rows, query_starts, seq_lens, tile_seq, tile_start, sinks, scale, softcap,
     q_row, q_head, k_slot, v_slot, table_row, heads: tl.constexpr, kv_heads: tl.constexpr, k_dim: tl.constexpr,
     v_dim: tl.constexpr, SIZE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SINKS: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, D: tl.constexpr, TAIL: tl.constexpr, DV: tl.constexpr, KIND: tl.constexpr, PDL: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, D: tl.constexpr, TAIL: tl.constexpr, DV: tl.constexpr, KIND: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """Program (tile of M queries of one sequence, head) over all keys that the tile may see."""
     tile, head = tl.program_id(0), tl.program_id(1)
@@ -217,7 +220,9 @@ def prefill_kernel(
         k_tail = keys
         if TAIL > 0:
             tail = D + tl.arange(0, TAIL)
-            k_tail = tl.load(k_base + tail[:, None], mask=present[None, :] & (tail[:, None] < k_dim), other=0.0).to(KIND)
+            k_tail = tl.load(k_base + tail[:, None], mask=present[None, :] & (tail[:, None] < k_dim), other=0.0).to(
+                KIND
+            )
         scores = score_tile(q_main, q_tail, keys, k_tail, scale, softcap, SOFTCAP, TAIL)
         seen = place[None, :] <= own[:, None]
         if WINDOW > 0:
@@ -229,7 +234,9 @@ def prefill_kernel(
         fade = tl.exp2(top - safe)
         total = total * fade + tl.sum(weight, 1)
         v_base = v_cache + slot[:, None] * v_slot + kv_head * v_dim
-        values = tl.load(v_base + feature[None, :], mask=present[:, None] & (feature[None, :] < v_dim), other=0.0).to(KIND)
+        values = tl.load(v_base + feature[None, :], mask=present[:, None] & (feature[None, :] < v_dim), other=0.0).to(
+            KIND
+        )
         acc = tl.dot(weight.to(values.dtype), values, acc * fade[:, None], input_precision="ieee")
         top = new
     if SINKS:
@@ -262,7 +269,7 @@ def paged_attention(
 
 
 def product_kind(q: Tensor, cache: Tensor) -> tl.dtype:
-    """The type that queries, keys and probabilities are multiplied in: fp8 caches convert to fp16 in one instruction."""
+    """The type that queries, keys and probabilities are multiplied in: fp8 converts to fp16 in one instruction."""
     if cache.dtype == torch.float8_e4m3fn:
         return tl.float16
     return {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[q.dtype]
@@ -295,7 +302,10 @@ def decode(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, kind: AttentionKind, sinks: Tensor | None,
     splits: int, config: TileConfig | None = None, out: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """One query token for each of the first len(q) sequences, into `out` if given. Allocates its partial results; tickets are in batch.workspace, zero between calls."""
+    """One query token for each of the first len(q) sequences, into `out` if given.
+
+    Allocates its partial results; tickets are in batch.workspace, zero between calls.
+    """
     rows, heads, k_dim = q.shape
     kv_heads, v_dim = k_cache.shape[2], v_cache.shape[3]
     if out is None:
@@ -312,7 +322,8 @@ def decode(
         config = decode_config(rows, kv_heads, q.device) if wide <= 128 else TileConfig(keys=32, stages=2)
     m = max(16, min(triton.next_power_of_2(group), 64 if wide <= 128 else 16))
     decode_kernel[(rows, kv_heads * triton.cdiv(group, m), splits)](
-        q, k_cache, v_cache, out, batch.block_tables, batch.table_rows, batch.seq_lens, q if sinks is None else sinks, partial, sums,
+        q, k_cache, v_cache, out, batch.block_tables, batch.table_rows, batch.seq_lens,
+        q if sinks is None else sinks, partial, sums,
         batch.workspace.get("tickets", out), kind.scale, kind.softcap or 1.0, q.stride(0), q.stride(1),
         k_cache.stride(1), v_cache.stride(1), batch.block_tables.stride(0), heads=heads, kv_heads=kv_heads,
         k_dim=k_dim, v_dim=v_dim, SIZE=k_cache.shape[1], SPLITS=splits, WINDOW=kind.window or 0,
@@ -324,7 +335,12 @@ def decode(
 
 
 def prefill(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, kind: AttentionKind, sinks: Tensor | None,
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    batch: AttentionBatch,
+    kind: AttentionKind,
+    sinks: Tensor | None,
     config: TileConfig | None = None,
 ) -> Tensor:
     """Any number of query tokens a sequence."""
@@ -335,11 +351,13 @@ def prefill(
     config = config or prefill_config(k_dim)
     tile_seq, tile_start = batch.workspace["tile_seq"], batch.workspace["tile_start"]
     prefill_kernel[(len(tile_seq), heads)](
-        q, k_cache, v_cache, out, batch.block_tables, batch.table_rows, batch.query_starts, batch.seq_lens, tile_seq, tile_start,
+        q, k_cache, v_cache, out, batch.block_tables, batch.table_rows, batch.query_starts, batch.seq_lens,
+        tile_seq, tile_start,
         q if sinks is None else sinks, kind.scale, kind.softcap or 1.0, q.stride(0), q.stride(1), k_cache.stride(1),
         v_cache.stride(1), batch.block_tables.stride(0), heads=heads, kv_heads=kv_heads, k_dim=k_dim, v_dim=v_dim,
         SIZE=k_cache.shape[1], WINDOW=kind.window or 0, SOFTCAP=kind.softcap is not None, SINKS=sinks is not None,
-        M=config.queries, N=config.keys, D=wide, TAIL=tail, DV=triton.next_power_of_2(v_dim), KIND=product_kind(q, k_cache),
+        M=config.queries, N=config.keys, D=wide, TAIL=tail, DV=triton.next_power_of_2(v_dim),
+        KIND=product_kind(q, k_cache),
         num_warps=config.warps, num_stages=config.stages, **options(q),
     )  # fmt: skip
     return out

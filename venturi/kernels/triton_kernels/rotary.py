@@ -105,8 +105,8 @@ def rotate_and_write_kernel(
 
 
 def rotate_and_write(
-    q: Tensor, k: Tensor, v: Tensor, angles: Tensor | None, positions: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor,
-    interleaved: bool,
+    q: Tensor, k: Tensor, v: Tensor, angles: Tensor | None, positions: Tensor, k_cache: Tensor, v_cache: Tensor,
+    slots: Tensor, interleaved: bool,
 ) -> Tensor:  # fmt: skip
     """See `venturi.kernels.rotary.rotate_and_write`. q is rotated in place; features of a head are contiguous."""
     tokens, num_q = q.shape[:2]

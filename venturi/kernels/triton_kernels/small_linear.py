@@ -125,7 +125,7 @@ def small_linear(
     """[rows, K] x [N, K]^T -> [rows, N].
 
     Args:
-        x: at most 64 rows. w: contiguous, x's dtype. Both may be float8_e4m3fn, with x_scales [rows] and scales [N] fp32.
+        x: at most 64 rows. w: contiguous, x's dtype. Both may be e4m3, with x_scales [rows] and scales [N] fp32.
         tickets: int32 zeros, one a tile of outputs; zero again afterwards. gated: "silu" or "gelu_tanh"; w is then
             [2N, K], gates first. residual: [rows, N], added last. out_dtype: default x's.
     """

@@ -114,7 +114,7 @@ class KvCache:
         return missing + self._shared_block(table, start)
 
     def extend(self, table: BlockTable, start: int, end: int) -> bool:
-        """Let positions start..end-1 be written: own blocks under them. False, and nothing changed, when too few are left."""
+        """Put own blocks under positions start..end-1. False, and nothing changed, when too few are left."""
         need = self.missing(table, start, end)
         if need <= 0:
             return True
@@ -140,7 +140,7 @@ class KvCache:
         child.published, child.node = parent.published, parent.node
 
     def publish(self, table: BlockTable, tokens: list[int], num_computed: int) -> None:
-        """Enter the full blocks of tokens[:num_computed] into the prefix tree. A block that is there already replaces ours."""
+        """Enter the full blocks of tokens[:num_computed] into the tree. A block that is there already replaces ours."""
         size = self.block_tokens
         if not self.reuse or (table.published + 1) * size > num_computed:
             return

@@ -1,1 +1,1 @@
-"""Building blocks of the models: torch modules that call `venturi.kernels`. A layer knows shapes, its method the numerics."""
+"""Building blocks of the models: torch modules that call `venturi.kernels`. Layers know shapes, methods numerics."""

@@ -54,7 +54,7 @@ class Attention(nn.Module):
 
 
 class LatentAttention(nn.Module):
-    """Multi-head latent attention in its absorbed form: every head attends to one shared head of latent + rope features,
+    """Multi-head latent attention in its absorbed form: every head attends to one shared head of latent + rope,
 
     because q_nope . (W_k c) = (W_k^T q_nope) . c, and the values W_v c are expanded after the softmax.
     """
@@ -86,7 +86,8 @@ class LatentAttention(nn.Module):
         latent, k_rope = self.kv_a_proj_with_mqa(x).split([mla.kv_rank, mla.rope_dim], -1)
         expand = self.kv_b_proj.weight.view(heads, mla.nope_dim + mla.v_dim, mla.kv_rank)
         absorbed = torch.einsum("thn,hnr->thr", q_nope, expand[:, : mla.nope_dim])
-        assert angles is not None and self.spec.rotary is not None, "MLA always rotates"
+        assert angles is not None, "MLA always rotates"
+        assert self.spec.rotary is not None, "MLA always rotates"
         cos, sin = angles[batch.positions].chunk(2, dim=-1)
         q_rope, k_rope = _rotate_pair(q_rope, k_rope[:, None], cos, sin, self.spec.rotary.interleaved)
         key = torch.cat((self.kv_a_layernorm(latent.contiguous())[0][:, None], k_rope), -1)

@@ -64,7 +64,7 @@ class Decoder(nn.Module):
     def prepare(self, max_seq_len: int, device: torch.device) -> None:
         """Tie the head if the model does, compute rotary angles, let linear methods prepare their weights."""
         if self.spec.tied:
-            self.lm_head.weight = self.embed_tokens.weight
+            self.lm_head.weight = nn.Parameter(self.embed_tokens.weight.data, requires_grad=False)
         known: dict[str, Tensor] = {}
         self.angles = []
         for layer in self.spec.layers:

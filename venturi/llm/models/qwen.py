@@ -1,4 +1,4 @@
-"""Qwen2, Qwen2.5 (biases on q, k, v) and Qwen3 (normalized heads). Sliding windows only where the config turns them on."""
+"""Qwen2, Qwen2.5 (biases on q, k, v) and Qwen3 (normalized heads). Sliding windows where the config says so."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ NormKind = Literal["rms", "rms+1", "layer"]
 
 @dataclass(frozen=True)
 class RotarySpec:
-    """Rotary embedding of the first `dim` features. `scaling` is the config's rope record (rope_type and its fields)."""
+    """Rotary embedding of the first `dim` features. `scaling` is the config's rope record."""
 
     dim: int
     theta: float
