@@ -73,7 +73,8 @@ def main() -> None:
             result = measure(llm, batch, args.context, args.tokens)
             weight = linear_parameters(args.model) * (1 if quant == "fp8" else 2)
             spec = llm.loaded.model.spec.layers[0].attention
-            cache = batch * args.context * len(llm.loaded.model.spec.layers) * 2 * spec.num_kv_heads * spec.head_dim * 2
+            cache = batch * args.context * len(llm.loaded.model.spec.layers) * 2 * spec.num_kv_heads * spec.head_dim
+            cache *= 1 if args.kv == "fp8" else 2
             floor = 1e3 * (weight + cache) / BANDWIDTH
             row = {
                 "model": args.model,

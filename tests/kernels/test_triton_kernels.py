@@ -73,7 +73,7 @@ def make_batch(counts: list[int], lengths: list[int], size: int, blocks: int) ->
     starts = [sum(counts[:i]) for i in range(len(counts) + 1)]
     batch = AttentionBatch(
         torch.tensor(starts, dtype=torch.int32), torch.tensor(lengths, dtype=torch.int32), tables, torch.arange(len(counts)).flip(0).int(), torch.zeros(0), torch.zeros(0),
-        max(counts), max(lengths), (starts, lengths),
+        max(counts), max(lengths), host=(starts, lengths),
     )  # fmt: skip
     sequences, offsets = attention.tiles(starts, 16)
     batch.workspace.update(tile_seq=torch.tensor(sequences), tile_start=torch.tensor(offsets))
