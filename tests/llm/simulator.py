@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from venturi.llm.request import PENDING, Logprob, Sequence
 from venturi.llm.scheduler.plan import Detail, StepPlan, StepResult
+from venturi.llm.step_inputs import InputBuilder
 
 VOCAB = 50
 
@@ -45,6 +46,7 @@ class RememberingRunner:
         self.device = [[None] * block_tokens for _ in range(num_blocks)]
         self.host = [[None] * block_tokens for _ in range(host_blocks)]
         self.fault = fault
+        self.builder = InputBuilder(64, 64, block_tokens)
         self.max_batch = 0
         self.max_tokens = 0
         self.last: dict[int, tuple[Sequence, dict[int, int]]] = {}
@@ -62,6 +64,12 @@ class RememberingRunner:
         self.max_batch = max(self.max_batch, len(plan.chunks))
         self.max_tokens = max(self.max_tokens, plan.num_tokens)
         assert plan.num_tokens == sum(c.end - c.start for c in plan.chunks)
+        if plan.chunks:
+            inputs = self.builder.build(plan)
+            for table, chunk in zip(inputs.tables, plan.chunks):
+                assert table[: len(chunk.seq.table.blocks)].tolist() == chunk.seq.table.blocks[: inputs.tables.shape[1]]
+            assert len(inputs.tokens) == plan.num_tokens
+            assert len(inputs.sample_rows) == len(plan.draw_seqs)
         written: set[tuple[int, int]] = set()
         drawn, details, row = [], {}, 0
         for chunk in plan.chunks:

@@ -12,6 +12,8 @@ from venturi.core.errors import ModelError, RequestError
 from venturi.llm.sampling_params import GuidedDecodingParams
 from venturi.llm.tokenizer import TextTokenizer
 
+COMPACT = {"whitespace_flexible": False}  # models left free write spaces for ever
+
 
 class GuideFactory:
     """Makes guides for one tokenizer. Raises ModelError when llguidance is not installed."""
@@ -32,9 +34,10 @@ class GuideFactory:
         try:
             if params.json_schema is not None:
                 schema = params.json_schema
-                grammar = matcher.grammar_from_json_schema(schema if isinstance(schema, str) else json.dumps(schema))
+                text = schema if isinstance(schema, str) else json.dumps(schema)
+                grammar = matcher.grammar_from_json_schema(text, defaults=COMPACT)
             elif params.json_object:
-                grammar = matcher.grammar_from_json_schema('{"type": "object"}')
+                grammar = matcher.grammar_from_json_schema('{"type": "object"}', defaults=COMPACT)
             elif params.regex is not None:
                 grammar = matcher.grammar_from_regex(params.regex)
             elif params.choice is not None:

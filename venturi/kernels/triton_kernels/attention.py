@@ -285,7 +285,7 @@ def decode_config(rows: int, kv_heads: int, device: torch.device) -> TileConfig:
 def num_splits(rows: int, kv_heads: int, max_keys: int, device: torch.device) -> int:
     """Parts that the keys are cut into, so that all multiprocessors have work and no part is shorter than a tile."""
     programs = max(1, rows * kv_heads)
-    wanted = triton.cdiv(num_sms(device.index or 0), programs)
+    wanted = triton.cdiv(2 * num_sms(device.index or 0), programs)
     longest = max(1, max_keys // 128)
     return min(MAX_SPLITS, 1 << (min(wanted, longest).bit_length() - 1))
 

@@ -6,6 +6,7 @@ out before it computes the step, in this order: out to host, copy on the device,
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -14,12 +15,14 @@ from venturi.core.errors import InternalError
 from venturi.llm.kv.blocks import BlockPool
 from venturi.llm.kv.prefix import Node, PrefixTree
 
+_versions = itertools.count(1)
+
 
 @dataclass
 class BlockTable:
     """The blocks of one sequence, in order of position. `published` blocks are in the prefix tree, up to `node`.
 
-    `version` grows with every change of `blocks`, so that copies of the table know when they are stale.
+    `version` is new with every change of `blocks`, unlike any other table's: copies of a table know when they are stale.
     """
 
     version: int = 0
@@ -92,7 +95,7 @@ class KvCache:
             self._hold(node.block)
             self.tree.touch(node)
             table.blocks.append(node.block)
-        table.version += 1
+        table.version = next(_versions)
         table.published = len(match.nodes)
         table.node = match.nodes[-1] if match.nodes else self.tree.root
         reused = len(match.nodes) * self.block_tokens
@@ -120,7 +123,7 @@ class KvCache:
             return True
         if need > self.num_available:
             return False
-        table.version += 1
+        table.version = next(_versions)
         if self._shared_block(table, start):
             index = start // self.block_tokens
             old, block = table.blocks[index], self._take()
@@ -136,7 +139,7 @@ class KvCache:
         for block in parent.blocks:
             self._hold(block)
         child.blocks = list(parent.blocks)
-        child.version += 1
+        child.version = next(_versions)
         child.published, child.node = parent.published, parent.node
 
     def publish(self, table: BlockTable, tokens: list[int], num_computed: int) -> None:
@@ -154,7 +157,7 @@ class KvCache:
                 if known.block != own:
                     self._hold(known.block)
                     table.blocks[index] = known.block
-                    table.version += 1
+                    table.version = next(_versions)
                     self._drop(own)
                 node = known
         table.node, table.published = node, num_computed // size
@@ -167,7 +170,7 @@ class KvCache:
             self.host.drop(block)
             self._host_leaving.append(block)
         table.blocks, table.host_blocks, table.published, table.node = [], [], 0, None
-        table.version += 1
+        table.version = next(_versions)
 
     def swap_out(self, table: BlockTable) -> bool:
         """Move the table's blocks to host memory. False, and nothing changed, when the host has too little room."""
@@ -178,7 +181,7 @@ class KvCache:
         for block in reversed(table.blocks):
             self._drop(block)
         table.blocks, table.host_blocks, table.published, table.node = [], host, 0, None
-        table.version += 1
+        table.version = next(_versions)
         return True
 
     def swap_in(self, table: BlockTable) -> bool:
@@ -191,7 +194,7 @@ class KvCache:
             self.host.drop(block)
             self._host_leaving.append(block)
         table.host_blocks = []
-        table.version += 1
+        table.version = next(_versions)
         return True
 
     def take_moves(self) -> Moves:
