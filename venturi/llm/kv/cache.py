@@ -22,7 +22,7 @@ _versions = itertools.count(1)
 class BlockTable:
     """The blocks of one sequence, in order of position. `published` blocks are in the prefix tree, up to `node`.
 
-    `version` is new with every change of `blocks`, unlike any other table's: copies of a table know when they are stale.
+    `version` is new with every change of `blocks`, unlike any other table's: copies know when they are stale.
     """
 
     version: int = 0
