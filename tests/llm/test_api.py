@@ -258,6 +258,22 @@ def test_wrong_requests_say_what_is_wrong(llm: LLM, call, message: str) -> None:
         call(llm)
 
 
+def test_nobody_waits_for_an_engine_that_is_gone(tiny: Path) -> None:
+    llm = LLM(tiny, device="cpu", kv_cache=KvCacheConfig(max_tokens=1024))
+    running = llm.generate_async([5], SamplingParams(max_tokens=400, ignore_eos=True, temperature=0))
+    llm.shutdown()
+    assert running.result(timeout=30).outputs[0].finish_reason == "cancelled"
+    with pytest.raises(RequestError, match="shut down"):
+        llm.generate([5], GREEDY)
+    broken = LLM(tiny, device="cpu", kv_cache=KvCacheConfig(max_tokens=1024))
+    broken._scheduler.schedule = lambda: 1 / 0
+    lost = broken.generate_async([5], GREEDY)
+    with pytest.raises(vt.InternalError, match="ZeroDivisionError"):
+        lost.result(timeout=30)
+    with pytest.raises(vt.InternalError, match="has failed"):
+        broken.generate([5], GREEDY)
+
+
 def test_a_chat_template_makes_the_prompt(tmp_path: Path) -> None:
     shutil.copytree(DEMO, tmp_path / "m")
     (tmp_path / "m" / "chat_template.jinja").write_text(

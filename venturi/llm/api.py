@@ -118,8 +118,7 @@ class LLM:
             raise RequestError(f"{len(listed)} prompts but {len(each)} SamplingParams; give one, or one per prompt")
         outputs = self._submit([(p, s or SamplingParams(), 0) for p, s in zip(listed, each)], streaming=False)
         for output in outputs:
-            with output._changed:
-                output._changed.wait_for(output.done)
+            output.wait()
         return outputs
 
     def generate_async(

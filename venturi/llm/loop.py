@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from venturi.core.errors import InternalError, VenturiError
+from venturi.core.errors import InternalError, RequestError, VenturiError
 from venturi.core.log import logger
 from venturi.llm.request import FinishReason, Request, Sequence
 from venturi.llm.scheduler.plan import Detail, PendingStep, StepPlan, StepRunner
@@ -40,6 +40,15 @@ class EngineLoop:
 
     def abort(self, request: Request) -> None:
         self._end(request, "cancelled", None)
+
+    def give_up(self, request: Request, cause: Exception | None) -> None:
+        """The final reply of a request when the engine ends: cancelled, or the engine's failure."""
+        if cause is None:
+            self.abort(request)
+        elif not request.done:
+            request.done, request.error = True, InternalError(f"the engine has failed: {cause!r}")
+            if request.listener is not None:
+                request.listener.on_end()
 
     def step(self) -> bool:
         """Launch what can be launched, collect what must be; False when there was nothing to do."""
@@ -180,6 +189,7 @@ class EngineThread:
         self._wake = threading.Condition()
         self._stopping = False
         self.ready = threading.Event()
+        self._failure: Exception | None = None
         self._open: set[Request] = set()
         self._thread = threading.Thread(target=self._run, name="venturi-llm", daemon=True)
         self._thread.start()
@@ -222,15 +232,31 @@ class EngineThread:
 
     def _post(self, work: Callable[[], None]) -> None:
         with self._wake:
+            if self._failure is not None:
+                raise InternalError(f"the engine has failed: {self._failure!r}; make a new LLM") from self._failure
             if self._stopping:
-                raise InternalError("the engine has been shut down; make a new LLM")
+                raise RequestError("the engine has been shut down; make a new LLM")
             self._inbox.append(work)
             self._wake.notify()
 
     def _run(self) -> None:
-        if self._prepare is not None:
-            self._prepare()
+        try:
+            if self._prepare is not None:
+                self._prepare()
+            self.ready.set()
+            self._serve()
+        except Exception as exc:
+            logger.exception("the engine has failed")
+            self._failure = exc
+        with self._wake:
+            self._stopping = True
         self.ready.set()
+        while self._inbox:
+            self._inbox.popleft()()
+        for request in self._open:
+            self.loop.give_up(request, self._failure)
+
+    def _serve(self) -> None:
         while not self._stopping:
             while self._inbox:
                 self._inbox.popleft()()
@@ -240,7 +266,3 @@ class EngineThread:
             with self._wake:
                 if not self._inbox and not self._stopping:
                     self._wake.wait()
-        while self._inbox:
-            self._inbox.popleft()()
-        for request in self._open:
-            self.loop.abort(request)

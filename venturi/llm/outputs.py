@@ -133,10 +133,14 @@ class RequestOutput:
 
     def result(self, timeout: float | None = None) -> RequestOutput:
         """Wait for the end. Raises TimeoutError, or the request's own error."""
-        with self._changed:
-            if not self._changed.wait_for(lambda: self._ended, timeout):
-                raise TimeoutError(f"request {self._request.id} is not finished after {timeout} s")
+        if not self.wait(timeout):
+            raise TimeoutError(f"request {self._request.id} is not finished after {timeout} s")
         return self._checked()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for the end, whatever it is; False when the time is over before."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._ended, timeout)
 
     async def aresult(self) -> RequestOutput:
         async for _ in self._updates():

@@ -41,8 +41,7 @@ class SamplingParams(Settings):
     logit_bias: token id -> added to its logit. bad: texts that must not be generated; bad_token_ids likewise.
     stop: texts that end the continuation; stop_token_ids likewise. include_stop_str_in_output keeps the text.
     ignore_eos: go on after the model's end token.
-    seed: same tokens for the same request, whatever runs beside it (given a batch-invariant model, see
-        `LLM(deterministic=True)`).
+    seed: the same tokens for the same request, whatever runs beside it, as long as its logits are the same.
     logprobs, prompt_logprobs: log probabilities (of the model, before penalties and temperature) of the chosen token
         and of that many likeliest ones, per generated and per prompt token.
     logits_processor: one or several functions (logits, token ids) -> logits.
