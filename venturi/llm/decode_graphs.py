@@ -19,7 +19,7 @@ from venturi.core.log import logger
 from venturi.kernels.attention import AttentionBatch
 from venturi.kernels.triton_kernels.argmax import ArgmaxState, argmax
 from venturi.llm.config import CudaGraphConfig
-from venturi.llm.fused_decode import FusedDecode, refusal
+from venturi.llm.fused_decode import MAX_ROWS, FusedDecode, refusal
 from venturi.llm.fused_linear import LinearTuner
 from venturi.llm.kv.pool import KvPool
 from venturi.llm.models.decoder import Decoder
@@ -97,9 +97,9 @@ class DecodeGraphs:
     def describe(self) -> str:
         if not self._sizes:
             return f"launched one by one ({self._off})"
-        how = (
-            f"modules ({self._refusal})" if self._refusal else "fused small-batch linears up to 64 rows, modules above"
-        )
+        how = f"fused small-batch linears up to {MAX_ROWS} rows, modules above"
+        if self._refusal:
+            how = f"modules ({self._refusal})"
         return (
             f"CUDA graphs of {self._sizes[0]}..{self._sizes[-1]} sequences, {how}; captured: {sorted(self._captured)}"
         )
@@ -143,7 +143,7 @@ class DecodeGraphs:
         """What one step of view's rows computes: a function of the views' contents, to be captured."""
         tokens, owners, positions, slots, lengths = view
         size = len(tokens)
-        fused = self._refusal is None and size <= 64
+        fused = self._refusal is None and size <= MAX_ROWS
         if fused:
             self._tuner.tune(self._model, size)
         workspace = {"tickets": torch.zeros(size * 256, dtype=torch.int32, device=view.device)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,8 +103,6 @@ def resolve_dtype(dtype: str, config: Config) -> torch.dtype:
 
 def end_ids(folder: Path, config: Config) -> frozenset[int]:
     """eos_token_id of generation_config.json, else of config.json; one or several."""
-    import json
-
     path, found = folder / "generation_config.json", None
     if path.is_file():
         try:

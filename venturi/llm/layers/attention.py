@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from venturi.kernels.attention import AttentionBatch, AttentionKind, paged_attention
-from venturi.kernels.rotary import rotate_and_write
+from venturi.kernels.rotary import rotate, rotate_and_write
 from venturi.llm.layers.linear import Linear
 from venturi.llm.layers.norm import RmsNorm
 from venturi.llm.models.spec import AttentionSpec, DecoderSpec
@@ -89,16 +89,12 @@ class LatentAttention(nn.Module):
         assert angles is not None, "MLA always rotates"
         assert self.spec.rotary is not None, "MLA always rotates"
         cos, sin = angles[batch.positions].chunk(2, dim=-1)
-        q_rope, k_rope = _rotate_pair(q_rope, k_rope[:, None], cos, sin, self.spec.rotary.interleaved)
+        interleaved = self.spec.rotary.interleaved
+        q_rope = rotate(q_rope, cos, sin, interleaved)
+        k_rope = rotate(k_rope[:, None], cos, sin, interleaved)
         key = torch.cat((self.kv_a_layernorm(latent.contiguous())[0][:, None], k_rope), -1)
         query = torch.cat((absorbed, q_rope), -1)
         query = rotate_and_write(query, key, key, None, batch.positions, cache.k, cache.v, batch.slots, False)
         out = paged_attention(query, cache.k, cache.v, batch, self.kind)
         values = torch.einsum("thr,hvr->thv", out, expand[:, mla.nope_dim :])
         return self.o_proj(values.reshape(tokens, -1))
-
-
-def _rotate_pair(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> tuple[Tensor, Tensor]:
-    from venturi.kernels.rotary import rotate
-
-    return rotate(q, cos, sin, interleaved), rotate(k, cos, sin, interleaved)

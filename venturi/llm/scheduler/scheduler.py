@@ -31,10 +31,6 @@ class Scheduler:
         self._admissions = 0
         self._failed_margin: int | None = None
 
-    @property
-    def has_work(self) -> bool:
-        return bool(self.waiting or self.running or self.paused)
-
     def blocks_bound(self, request: Request) -> int:
         """Blocks the request can hold at most: the prompt's full blocks once, the rest per continuation."""
         shared = request.num_prompt // self.cache.block_tokens
@@ -119,12 +115,8 @@ class Scheduler:
         child.slot = self._free_slots.pop()
         self.running.append(child)
 
-    def tables(self) -> list[Sequence]:
-        """Sequences that may hold blocks."""
-        return [*self.running, *self.paused]
-
     def check_integrity(self) -> None:
-        self.cache.check_integrity(seq.table for seq in self.tables())
+        self.cache.check_integrity(seq.table for seq in [*self.running, *self.paused])
 
     # ---- one step
 
