@@ -113,3 +113,21 @@ def test_an_engine_for_another_architecture_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(CudaTarget, "fingerprint", real)
     with pytest.raises(vt.EngineError, match="sm_100"):
         vt.load(tmp_path / "m.vt")
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("rows, heads, head", [(128, 12, 64), (197, 3, 32), (1, 2, 128)])
+def test_every_attention_tactic_is_right_or_rejected_by_its_match(rows, heads, head, causal):
+    """Building verifies each candidate against the reference; a rejected one carries the word `wrong`."""
+    net = vt.Network("attention")
+    x = net.input("x", (2, rows, 3 * heads * head), "float16")
+    parts = net.split(x, num_outputs=3, axis=-1)
+    q, k, v = (net.transpose(net.reshape(p, np.array([2, rows, heads, head])), perm=[0, 2, 1, 3]) for p in parts)
+    net.output("y", net.attention(q, k, v, is_causal=int(causal)))
+    engine = vt.build(net, device="cuda")
+    (step,) = [s for s in engine.plan.steps if "Attention" in s.ops]
+    timed = {m.tactic for m in step.measurements if m.median_us is not None}
+    assert {"triton-attention", "cudnn-attention", "aten-sdpa"} <= timed, step.measurements
+    data = np.random.default_rng(0).standard_normal((2, rows, 3 * heads * head)).astype(np.float16)
+    want = vt.build(net, device="cpu", precision="fp32").run({"x": data})["y"].astype(np.float32)
+    np.testing.assert_allclose(engine.run({"x": data})["y"].astype(np.float32), want, rtol=2e-3, atol=2e-3)

@@ -511,37 +511,6 @@ def test_every_pass_is_exercised_by_these_cases() -> None:
     assert missing <= {"assign-layout", "drop-neutral-masks"}, "which have tests of their own below"
 
 
-@pytest.mark.parametrize(
-    "mask, dropped",
-    [
-        (np.ones((1, 1, 5, 7), bool), True),
-        (np.zeros((5, 7), np.float32), True),
-        (np.arange(7)[None].repeat(5, 0) < 6, False),
-        (np.full((5, 7), -1e-4, np.float32), False),
-        (np.ones((5, 6), bool), False),
-        (np.ones((5, 1), bool), False),
-    ],
-    ids=["all-true", "all-zero", "one-false", "small-bias", "short-masks-the-rest", "one-key"],
-)
-def test_masks_that_mask_nothing_are_dropped(mask: Any, dropped: bool) -> None:
-    net = vt.Network("mask")
-    q, k, v = net.input("q", (2, 3, 5, 8)), net.input("k", (2, 3, 7, 8)), net.input("v", (2, 3, 7, 8))
-    net.output("y", net.attention(q, k, v, mask))
-    model = optimize(net)
-    (node,) = [n for n in model.graph if n.op_type == "Attention"]
-    assert (len(node.inputs) < 4 or node.inputs[3] is None) is dropped
-    check(net, model)
-
-
-def test_computed_masks_stay() -> None:
-    net = vt.Network("mask")
-    q = net.input("q", (2, 3, 5, 8))
-    net.output("y", net.attention(q, q, q, net.input("mask", (5, 5), "bool")))
-    model = optimize(net)
-    (node,) = [n for n in model.graph if n.op_type == "Attention"]
-    assert node.inputs[3] is not None
-
-
 def test_layout_marks_convolution_nets_only() -> None:
     net = vt.Network("layout")
     x = image(net)

@@ -1,4 +1,4 @@
-"""Drops constant attention masks that mask nothing: all true, or all zero where the mask is added."""
+"""Drops attention masks that mask nothing: constants, all true or all zero where they are added, and views of them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from venturi.ir.dtypes import DT
 from venturi.passes.rewriting import PassContext
 
 _MASK = 3
+_VIEWS = ("Expand", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Identity")
 
 
 def run(graph: ir.Graph, ctx: PassContext) -> None:
@@ -26,12 +27,29 @@ def run(graph: ir.Graph, ctx: PassContext) -> None:
 
 def _is_neutral(node: ir.Node, mask: ir.Value) -> bool:
     """A mask shorter than the keys masks the rest, so its last axis must be known to cover them."""
-    array = const_array(mask)
+    array = const_array(_source(mask))
     keys = node.inputs[1]
     if array is None or keys is None or keys.shape is None or (len(node.inputs) > 4 and node.inputs[4] is not None):
         return False
-    if array.ndim == 0 or array.size == 0 or keys.shape[-2] != array.shape[-1]:
+    if not array.size or mask.shape is None or not len(mask.shape) or not _same(keys.shape[-2], mask.shape[-1]):
         return False
     if mask.dtype == DT.BOOL:
         return bool(array.all())
     return not np.any(np.asarray(array, dtype=np.float32))
+
+
+def _same(a: int | ir.SymbolicDim, b: int | ir.SymbolicDim) -> bool:
+    """Known to be equal: the same number or the same named dimension."""
+    if isinstance(a, ir.SymbolicDim) and isinstance(b, ir.SymbolicDim):
+        return a.value is not None and a.value == b.value
+    return a == b
+
+
+def _source(value: ir.Value) -> ir.Value:
+    """The value whose elements, moved or repeated, make up this one."""
+    while (node := value.producer()) is not None and node.op_type in _VIEWS and not node.domain:
+        first = node.inputs[0]
+        if first is None:
+            break
+        value = first
+    return value

@@ -16,6 +16,7 @@ from venturi.backends.cuda.tactics.clusters import TritonPointwise, TritonRows
 from venturi.backends.cuda.tactics.conv import DepthwiseConv, ImplicitGemmConv, PixelProduct
 from venturi.backends.cuda.tactics.cublaslt import CublasLtGemm
 from venturi.backends.cuda.tactics.cudnn import CudnnConv
+from venturi.backends.cuda.tactics.cudnn_attention import CudnnAttention
 from venturi.backends.cuda.tactics.gemm import Gemm
 from venturi.backends.cuda.tactics.pool import ImageMean, WindowPool
 from venturi.backends.cuda.tactics.products import POINTERS, TMA, TMA_SPLIT, VECTOR
@@ -56,6 +57,7 @@ def cuda_backend(device: KernelDevice, place: torch.device) -> Backend:
         Gemm(device, POINTERS),
         Gemm(device, VECTOR),
         TritonAttention(device),
+        CudnnAttention(),
         SdpaAttention(reference),
         TritonPointwise(device),
         TritonRows(device),
