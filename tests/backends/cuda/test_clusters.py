@@ -51,6 +51,27 @@ def tensor(*shape, seed=0, dtype=torch.float32, special=True):
     return x.to(dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gelu_of_half_types_is_the_nearest_value_or_its_neighbour(dtype):
+    """Every fp16 value there is, and as many of bf16, against fp64; infinities and NaN as the reference has them."""
+    x = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16).view(dtype)
+    net = vt.Network()
+    net.output("y", net.gelu(net.input("x", (1 << 16,), "float16" if dtype == torch.float16 else "bfloat16")))
+    model = optimize(net)
+    region = RegionView(next(iter(model.graph)), {})
+    tactic = TritonPointwise(InterpretedDevice())
+    got = tactic.bind(region, tactic.match(region)[0]).run(x)
+    wide = x.double()
+    want = wide * torch.special.ndtr(wide)
+    limit = torch.finfo(dtype)
+    inside = torch.isfinite(wide) & (wide > -5.5)
+    step = torch.clamp(want.abs() * limit.eps, min=max(limit.smallest_normal * limit.eps, 2.0**-126))
+    assert ((got.double() - want).abs() <= step)[inside].all()
+    assert (got[torch.isfinite(wide) & (wide <= -5.5)].double().abs() < 3e-7).all()
+    assert torch.equal(torch.isnan(got), torch.isnan(want))
+    assert torch.equal(got[wide == float("inf")], x[wide == float("inf")])
+
+
 @pytest.mark.parametrize("name", UNARY)
 def test_unary_operators_keep_meaning_and_nan(name):
     net = vt.Network()

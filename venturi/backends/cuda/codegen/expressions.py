@@ -24,6 +24,7 @@ STORE_TYPES = {
     DT.FLOAT: "tl.float32", DT.FLOAT16: "tl.float16", DT.BFLOAT16: "tl.bfloat16", DT.INT64: "tl.int64",
     DT.INT32: "tl.int32", DT.INT16: "tl.int16", DT.INT8: "tl.int8", DT.UINT8: "tl.uint8", DT.BOOL: "tl.int1",
 }  # fmt: skip
+HALF = (DT.FLOAT16, DT.BFLOAT16)
 WIDE = (DT.FLOAT, DT.FLOAT16, DT.BFLOAT16)
 
 Attrs = Mapping[str, Any]
@@ -152,6 +153,8 @@ def expression(region: RegionView, node: ir.Node, args: list[str]) -> str | None
         return _clip(args) if floats else None
     if node.op_type == "Pow":
         return _pow(region, node, args) if floats else None
+    if node.op_type == "Gelu" and out in HALF and attrs.get("approximate", "none") == "none":
+        return f"_gelu_half({args[0]})"
     if node.op_type in FLOAT_ONLY:
         return FLOAT_ONLY[node.op_type](args, attrs) if floats and out in WIDE else None
     emit = ANY.get(node.op_type)

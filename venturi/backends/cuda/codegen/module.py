@@ -13,30 +13,48 @@ OVERLAP_HEADER = "from triton.language.extra.cuda import gdc_launch_dependents, 
 OVERLAP_ARCH = 90
 PRELUDE = """
 @triton.jit
-def _inverse(x):
-    # 1 / x for x >= 1 in two instructions.
-    return tl.rsqrt(x * x)
+def _exp2(x):
+    # The bare instruction: results below 2^-126 become zero, so nothing is scaled around it.
+    return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
+def _reciprocal(x):
+    # The bare instruction, for x of at least 1: one unit in the last place.
+    return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
 
 
 @triton.jit
 def _sigmoid(x):
-    return _inverse(1.0 + tl.exp(-x))
+    return _reciprocal(1.0 + _exp2(-1.4426950408889634 * x))
 
 
 @triton.jit
 def _tanh(x):
-    e = tl.exp(-2.0 * tl.abs(x))
-    t = (1.0 - e) / (1.0 + e)
+    e = _exp2(-2.8853900817779268 * tl.abs(x))
+    t = (1.0 - e) * _reciprocal(1.0 + e)
     return tl.where(x < 0.0, -t, t)
 
 
 @triton.jit
 def _erf(x):
     # Abramowitz and Stegun, formula 7.1.26: absolute error below 1.5e-7.
-    t = _inverse(1.0 + 0.3275911 * tl.abs(x))
+    t = _reciprocal(1.0 + 0.3275911 * tl.abs(x))
     p = ((((1.061405429 * t - 1.453152027) * t + 1.421413741) * t - 0.284496736) * t + 0.254829592) * t
-    y = 1.0 - p * tl.exp(-x * x)
+    y = 1.0 - p * _exp2(-1.4426950408889634 * x * x)
     return tl.where(x < 0.0, -y, y)
+
+
+@triton.jit
+def _gelu_half(x):
+    # x * P(X < x) of a normal X, for results of 11 bits or fewer: P(X < -a) = exp2(-t * t) * polynomial(t) with
+    # t = a * sqrt(log2(e) / 2), fitted to a seventh of the last of 11 bits of the product.
+    t = tl.minimum(tl.abs(x) * 0.8493218002880191, 20.0)
+    p = 2.86451952e-05 * t - 0.000572619431
+    p = ((p * t + 0.00498300717) * t - 0.0250750414) * t + 0.0824043353
+    p = (((p * t - 0.191681613) * t + 0.337363692) * t - 0.468367128) * t + 0.499963851
+    p = p * _exp2(-t * t)
+    return x * tl.where(x > 0.0, 1.0 - p, p)
 
 
 @triton.jit
