@@ -127,7 +127,8 @@ def test_every_attention_tactic_is_right_or_rejected_by_its_match(rows, heads, h
     engine = vt.build(net, device="cuda")
     (step,) = [s for s in engine.plan.steps if "Attention" in s.ops]
     timed = {m.tactic for m in step.measurements if m.median_us is not None}
-    assert {"triton-attention", "cudnn-attention", "aten-sdpa"} <= timed, step.measurements
+    reasons = {m.tactic: m.reason for m in step.measurements if "attention" in m.tactic or "sdpa" in m.tactic}
+    assert {"triton-attention", "cudnn-attention", "aten-sdpa"} <= timed, reasons
     data = np.random.default_rng(0).standard_normal((2, rows, 3 * heads * head)).astype(np.float16)
     want = vt.build(net, device="cpu", precision="fp32").run({"x": data})["y"].astype(np.float32)
     np.testing.assert_allclose(engine.run({"x": data})["y"].astype(np.float32), want, rtol=2e-3, atol=2e-3)

@@ -21,6 +21,8 @@ from venturi.ops.tensors import STORAGE
 
 T = torch.Tensor
 MAX_CHANNELS = 8
+# One stage: loads go through the first-level cache, where overlapping rows of taps meet.
+CACHED = ((128, 64, 32, 1, 4), (128, 64, 16, 1, 4), (64, 64, 64, 1, 4), (128, 32, 32, 1, 4))
 
 
 def read_stem(region: RegionView) -> tuple[Convolution, StemGeometry] | str:
@@ -67,7 +69,8 @@ class StemConv:
         if not fits:
             fits = [GemmConfig(bm, bn, 16, 4, 4) for bm, bn in ((128, 32), (64, 32), (128, 64))]
             fits = [c for c in fits if stem.row % c.bk == 0]
-        return [asdict(c) for c in fits[:MAX_CANDIDATES]] or f"rows of {stem.row} taps"
+        cached = [GemmConfig(*c) for c in CACHED if c[1] <= max(16, stem.source.outputs) and stem.row % c[2] == 0]
+        return [asdict(c) for c in (*fits[:MAX_CANDIDATES], *cached)] or f"rows of {stem.row} taps"
 
     def sources(self, region: RegionView, config: Config) -> list[KernelSource]:
         found = read_stem(region)
