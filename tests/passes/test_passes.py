@@ -381,6 +381,28 @@ RECOGNITION = [
     case("group-norm-scaled", group_norm("scaled"), {"GroupNormalization": 0, "InstanceNormalization": 1}),
 ]
 
+# --- types taken from another value -----------------------------------------------------------------------------------
+
+
+def cast_like(variant: str) -> Build:
+    def build(net: vt.Network) -> None:
+        x = net.input("x", ("n", 3, 6, 6))
+        if variant == "bias":
+            bias = net.expand(net.cast_like(np.float64(0.5), x), np.array([4], I64))
+            net.output("y", net.conv(x, rand(4, 3, 3, 3), bias))
+        else:
+            other = net.input("i", ("n", 3, 6, 6), "int32" if variant == "integer" else "float32")
+            net.output("y", net.cast_like(other, x) * x)
+
+    return build
+
+
+CASTS = [
+    case("cast-like-bias", cast_like("bias"), {"CastLike": 0, "Cast": 0, "Expand": 0, "Conv": 1}),
+    case("cast-like-integer", cast_like("integer"), {"CastLike": 0, "Cast": 1}),
+    case("cast-like-same", cast_like("same"), {"CastLike": 0, "Cast": 0}),
+]
+
 # --- attention, horizontal fusion --------------------------------------------------------------------------------------
 
 
@@ -454,7 +476,7 @@ TRANSFORMER = [
 ]
 
 
-@pytest.mark.parametrize("build, expect, options", [*BASICS, *FOLDING, *RECOGNITION, *TRANSFORMER])
+@pytest.mark.parametrize("build, expect, options", [*BASICS, *FOLDING, *RECOGNITION, *CASTS, *TRANSFORMER])
 def test_rewrites(build: Build, expect: dict[str, int], options: dict[str, Any]) -> None:
     net = net_of(build)
     model = optimize(net)
@@ -500,7 +522,7 @@ def test_fuel_stops_after_so_many_rewrites() -> None:
 
 def test_every_pass_is_exercised_by_these_cases() -> None:
     seen: dict[str, int] = {}
-    for item in [*BASICS, *FOLDING, *RECOGNITION, *TRANSFORMER]:
+    for item in [*BASICS, *FOLDING, *RECOGNITION, *CASTS, *TRANSFORMER]:
         ctx = PassContext(precision="bf16")
         run_pipeline(import_onnx(net_of(item.values[0]).to_model()), ctx)
         for name, count in ctx.rewrites.items():

@@ -14,6 +14,8 @@ from venturi.cli.output import console, emit_json, parse_shapes, progress_bar, t
 def open_or_build(path: Path, *, quiet: bool, **options: Any) -> tuple[Any, dict[str, float]]:
     """(engine, milliseconds of loading, or of reading and compiling)."""
     import venturi as vt
+    import venturi.engine.engine  # imports are not part of the times below
+    import venturi.frontends.onnx_import
     from venturi.core.progress import ProgressEvent
 
     start = time.perf_counter()
@@ -56,14 +58,34 @@ def random_inputs(engine: Any, shapes: dict[str, tuple[int, ...]], seed: int = 0
     return found
 
 
+def read_inputs(path: Path) -> dict[str, Any]:
+    """Arrays of an .npz file by name. Raises ModelError for anything else; nothing pickled is loaded."""
+    import zipfile
+
+    import numpy as np
+
+    from venturi.core.errors import ModelError
+
+    try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("the file is missing" if not path.exists() else "it is no archive of arrays")
+        with np.load(path, allow_pickle=False) as data:
+            return {n: data[n] for n in data.files}
+    except (OSError, ValueError, AttributeError) as exc:
+        raise ModelError(f"cannot read inputs: {exc}; expected an .npz file", where=str(path)) from exc
+
+
 def bench(
     model: Annotated[Path, typer.Argument(help="ONNX or engine file.")],
     shapes: Annotated[str | None, typer.Option(help="Input shapes: x:8x3x224x224.")] = None,
+    load: Annotated[Path | None, typer.Option("--load-inputs", help=".npz of inputs by name, else random.")] = None,
+    device: Annotated[str, typer.Option(help="For ONNX files: auto, cpu, cuda, cuda:1.")] = "auto",
     precision: Annotated[str, typer.Option(help="For ONNX files: model, fp32, fp16, bf16.")] = "model",
     opt_level: Annotated[int, typer.Option(help="For ONNX files: 0 to 5.")] = 3,
     duration: Annotated[float, typer.Option(help="Measure at least this many seconds.")] = 3.0,
     warm_up: Annotated[float, typer.Option(help="Milliseconds of warm-up.")] = 200.0,
     iterations: Annotated[int, typer.Option(help="Measure at least this many runs.")] = 10,
+    streams: Annotated[int, typer.Option(min=1, help="Threads that run at once, each in its own context.")] = 1,
     profile: Annotated[bool, typer.Option("--profile", help="Add the time of every layer.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON.")] = False,
 ) -> None:
@@ -72,20 +94,25 @@ def bench(
     from venturi.engine.benchmarking import measure
 
     options = {
+        "device": device,
         "precision": precision,
         "opt_level": opt_level,
         "profiles": profile_options(shapes, None, None, None),
     }
     engine, times = open_or_build(model, quiet=as_json, **options)
-    inputs = random_inputs(engine, parse_shapes(shapes))
+    inputs = random_inputs(engine, parse_shapes(shapes)) if load is None else read_inputs(load)
     start = time.perf_counter()
     engine.run(inputs)
     times["first_inference_ms"] = (time.perf_counter() - start) * 1e3
-    result = measure(lambda: engine.run(inputs), warm_up_ms=warm_up, duration_s=duration, iterations=iterations)
+    result = measure(
+        lambda: engine.run(inputs), warm_up_ms=warm_up, duration_s=duration, iterations=iterations, streams=streams
+    )
     report = engine.profile(inputs) if profile else None
     if as_json:
         data = {
             "model": str(model),
+            "device": engine.device,
+            "streams": streams,
             "shapes": {n: list(x.shape) for n, x in inputs.items()},
             **times,
             **result.to_json(),

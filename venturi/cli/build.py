@@ -32,7 +32,7 @@ def profile_options(shapes: str | None, low: str | None, opt: str | None, high: 
 def build(
     model: Annotated[Path, typer.Argument(help="ONNX file.")],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Engine file; default MODEL.vt.")] = None,
-    device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
     precision: Annotated[str, typer.Option(help="model, fp32, fp16 or bf16.")] = "model",
     shapes: Annotated[str | None, typer.Option(help="Fixed shapes: x:1x3x224x224,ids:1x128.")] = None,
     min_shapes: Annotated[str | None, typer.Option(help="Smallest shapes of a profile.")] = None,

@@ -47,17 +47,11 @@ def _onnxruntime(model: Path, inputs: dict[str, Any]) -> dict[str, Any]:
 
 def load_inputs(model: Path, shapes: str | None, path: Path | None, seed: int) -> dict[str, Any]:
     """From an .npz file, else random ones."""
-    import numpy as np
-
     import venturi as vt
-    from venturi.cli.bench import random_inputs
+    from venturi.cli.bench import random_inputs, read_inputs
 
     if path is not None:
-        try:
-            with np.load(path, allow_pickle=False) as data:
-                return {n: data[n] for n in data.files}
-        except (OSError, ValueError) as exc:
-            raise ModelError(f"cannot read inputs: {exc}", where=str(path)) from exc
+        return read_inputs(path)
     engine = vt.load(model) if model.suffix == ".vt" else vt.build(model, opt_level=0)
     return random_inputs(engine, parse_shapes(shapes), seed)
 

@@ -1,10 +1,11 @@
-"""trtexec's protocol: 200 ms of warm-up, at least 3 s and 10 runs, latency percentiles; in one stream on the CPU."""
+"""trtexec's protocol: 200 ms of warm-up, at least 3 s and 10 runs, latency percentiles; one stream or several."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -40,19 +41,33 @@ def percentile(sorted_times: Sequence[float], p: float) -> float:
 
 
 def measure(
-    call: Callable[[], object], *, warm_up_ms: float = 200.0, duration_s: float = 3.0, iterations: int = 10
+    call: Callable[[], object],
+    *,
+    warm_up_ms: float = 200.0,
+    duration_s: float = 3.0,
+    iterations: int = 10,
+    streams: int = 1,
 ) -> Latency:
-    """Time `call` until both the duration and the number of iterations are reached."""
+    """Time `call` until both the duration and the number of iterations are reached, on `streams` threads at once."""
     end = time.perf_counter() + warm_up_ms / 1e3
     call()
     while time.perf_counter() < end:
         call()
-    times: list[float] = []
     start = time.perf_counter()
-    while len(times) < iterations or time.perf_counter() - start < duration_s:
-        t = time.perf_counter()
-        call()
-        times.append((time.perf_counter() - t) * 1e3)
+
+    def loop(_: int = 0) -> list[float]:
+        times: list[float] = []
+        while len(times) * streams < iterations or time.perf_counter() - start < duration_s:
+            t = time.perf_counter()
+            call()
+            times.append((time.perf_counter() - t) * 1e3)
+        return times
+
+    if streams == 1:
+        times = loop()
+    else:
+        with ThreadPoolExecutor(streams) as pool:
+            times = [t for part in pool.map(loop, range(streams)) for t in part]
     wall = time.perf_counter() - start
     ordered = sorted(times)
     mean = statistics.fmean(times)

@@ -15,7 +15,7 @@ from venturi.engine.graph_file import pack_graph
 from venturi.frontends.infer import infer_types
 from venturi.ir.build import fresh_name, make_node
 from venturi.ops.table import find_op
-from venturi.passes import clean, constants, identities, shapes
+from venturi.passes import cast_like, clean, constants, identities, shapes
 from venturi.passes.rewriting import PassContext
 
 
@@ -23,6 +23,7 @@ def sanitize(model: ir.Model, fold_limit_bytes: int = 64 << 20) -> dict[str, int
     """Fold constants, drop what does nothing and what nobody reads; returns rewrites by pass. In place."""
     ctx = PassContext(fold_limit_bytes=fold_limit_bytes)
     for name, run in (
+        ("resolve-cast-like", cast_like.run),
         ("fold-constants", constants.run),
         ("inline-branches", constants.inline_branches),
         ("remove-identities", identities.run),

@@ -20,6 +20,7 @@ from venturi.passes import (
     activations,
     attention,
     batch_norm,
+    cast_like,
     cast_precision,
     clean,
     cluster,
@@ -51,6 +52,7 @@ class Pass:
 
 PIPELINE: tuple[Pass, ...] = (
     Pass("remove-dead", clean.remove_dead),
+    Pass("resolve-cast-like", cast_like.run),
     Pass("fold-constants", constants.run),
     Pass("inline-branches", constants.inline_branches),
     Pass("remove-identities", identities.run),
