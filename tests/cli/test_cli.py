@@ -192,3 +192,12 @@ def test_brackets_in_names_are_printed_as_they_are(tmp_path: Path) -> None:
     for args in (["inspect", "engine", "m.vt"], ["inspect", "plan", "m.vt"]):
         assert "[/red] [bold]" in venturi(*args, cwd=tmp_path)
     assert "[/red] [bold]" in str(vt.load(tmp_path / "m.vt").inspect())
+
+
+def test_sanitized_models_name_an_opset_that_older_runtimes_know(folder: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    venturi("surgeon", "sanitize", "m.onnx", "-o", "sane.onnx", cwd=folder)
+    image = np.random.default_rng(0).random((2, 1, 8, 8), dtype=np.float32)
+    (want,) = onnxruntime.InferenceSession(str(folder / "m.onnx")).run(None, {"image": image})
+    (got,) = onnxruntime.InferenceSession(str(folder / "sane.onnx")).run(None, {"image": image})
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)

@@ -14,7 +14,7 @@ from venturi.core.registry import nearest
 from venturi.engine.graph_file import pack_graph
 from venturi.frontends.infer import infer_types
 from venturi.ir.build import fresh_name, make_node
-from venturi.ops.table import find_op
+from venturi.ops.table import OPSET, find_op
 from venturi.passes import cast_like, clean, constants, identities, shapes
 from venturi.passes.rewriting import PassContext
 
@@ -154,9 +154,24 @@ def reconstruct(path: str | Path, seed: int = 0) -> ir.Model:
 
 
 def save_model(model: ir.Model, path: str | Path) -> None:
-    """Write ONNX; weights go to an external file beside it when the whole would pass protobuf's 2 GB."""
+    """Write ONNX; weights go to an external file beside it when the whole would pass protobuf's 2 GB.
+
+    The file names the oldest opset in which all its operators mean the same, so that older runtimes read it.
+    """
+    model.opset_imports[""] = oldest_opset(model)
     total = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
     if total > 1_900_000_000:
         ir.save(model, path, external_data=Path(path).name + ".data")
     else:
         ir.save(model, path)
+
+
+def oldest_opset(model: ir.Model) -> int:
+    """The newest version at which an operator in use changed; the model's own opset when one is not in the standard."""
+    current = model.opset_imports.get("", OPSET)
+    bodies = (model.graph, *(f.graph for f in model.functions.values()))
+    found = {n.op_type for body in bodies for n in body.all_nodes() if not n.domain}
+    try:
+        return max((onnx.defs.get_schema(op, current).since_version for op in found), default=current)
+    except onnx.defs.SchemaError:
+        return current
