@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from venturi.cli import bench, build, check, debug, demo, devices, inspect, llm, run, surgeon
+from venturi.cli import bench, build, check, debug, demo, devices, inspect, llm, run, serve, surgeon
 from venturi.cli.output import fail
 from venturi.core.errors import VenturiError
 
@@ -28,6 +28,7 @@ app.command("knobs", epilog="Example: VENTURI_DEBUG=2 venturi knobs")(devices.kn
 app.add_typer(inspect.app, name="inspect", help="Look at a model, an engine, a plan, or what is supported.")
 app.add_typer(surgeon.app, name="surgeon", help="Cut, clean and strip ONNX files.")
 app.add_typer(debug.app, name="debug", help="Find what makes a model or a build go wrong.")
+app.command("serve", epilog="Example: venturi serve model.onnx --http-port 8000")(serve.serve)
 app.add_typer(llm.app, name="llm", help="Generate, chat and benchmark with language models.")
 
 

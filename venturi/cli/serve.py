@@ -1,0 +1,84 @@
+"""`venturi serve`: a repository of models, or one model file, behind the KServe v2 protocol."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from venturi.cli.output import console, emit_json, table
+from venturi.core.errors import ModelError
+
+
+def serve(
+    repositories: Annotated[
+        list[Path] | None, typer.Argument(metavar="REPO", help="Repository folders, .onnx or .vt files.")
+    ] = None,
+    model_repository: Annotated[list[Path] | None, typer.Option(help="The same as REPO.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "0.0.0.0",
+    http_port: Annotated[int, typer.Option(help="KServe v2 over HTTP; 0 takes a free port.")] = 8000,
+    grpc_port: Annotated[int, typer.Option(help="KServe v2 over gRPC; 0 takes a free port.")] = 8001,
+    metrics_port: Annotated[int, typer.Option(help="Prometheus metrics; 0 takes a free port.")] = 8002,
+    allow_http: Annotated[bool, typer.Option(help="Listen for HTTP.")] = True,
+    allow_grpc: Annotated[bool, typer.Option(help="Listen for gRPC.")] = True,
+    allow_metrics: Annotated[bool, typer.Option(help="Listen for metrics.")] = True,
+    model_control_mode: Annotated[str, typer.Option(help="none, poll or explicit.")] = "none",
+    load_model: Annotated[list[str] | None, typer.Option(help="Loaded at the start in explicit mode; * all.")] = None,
+    repository_poll_secs: Annotated[float, typer.Option(min=0.1, help="Seconds between polls.")] = 15.0,
+    server_id: Annotated[str, typer.Option("--id", help="Name in the server metadata.")] = "venturi",
+    exit_on_error: Annotated[bool, typer.Option(help="Stop when a model cannot be loaded at the start.")] = True,
+    exit_timeout_secs: Annotated[float, typer.Option(min=0, help="Longest wait for accepted requests.")] = 30.0,
+    disable_auto_complete_config: Annotated[
+        bool, typer.Option("--disable-auto-complete-config", help="Use configurations as they are written.")
+    ] = False,
+    default_max_batch_size: Annotated[int, typer.Option(min=0, help="For models whose batch axis is free.")] = 4,
+    http_max_input_size: Annotated[int, typer.Option(min=1, help="Bytes of JSON or decompressed body.")] = 64 << 20,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the addresses as JSON when ready.")] = False,
+) -> None:
+    """Serve models to KServe v2 clients over HTTP and gRPC until SIGINT or SIGTERM."""
+    try:
+        from venturi.serve.app import Running, ServeConfig, run_until_signal
+    except ImportError as exc:
+        raise ModelError(f"the server needs {exc.name}: pip install 'venturi[serve]'") from exc
+    from venturi.serve.repository import Mode
+
+    roots = [*(repositories or []), *(model_repository or [])]
+    if not roots:
+        raise ModelError("no model repository given; expected a folder, an .onnx or a .vt file")
+    if model_control_mode not in [m.value for m in Mode]:
+        raise ModelError(f"--model-control-mode must be none, poll or explicit, got {model_control_mode!r}")
+    config = ServeConfig(
+        tuple(roots), host,
+        http_port if allow_http else None, grpc_port if allow_grpc else None, metrics_port if allow_metrics else None,
+        Mode(model_control_mode), tuple(load_model or ()), repository_poll_secs, server_id, exit_on_error,
+        exit_timeout_secs, not disable_auto_complete_config, default_max_batch_size, http_max_input_size,
+    )  # fmt: skip
+
+    def ready(running: Running) -> None:
+        _announce(running, host, as_json)
+
+    if not _run(run_until_signal(config, ready)):
+        console.print(f"accepted requests did not finish within {exit_timeout_secs:g} s")
+        raise typer.Exit(1)
+
+
+def _run(main: Any) -> bool:
+    """On uvloop where it is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        return bool(asyncio.run(main))
+    return bool(uvloop.run(main))
+
+
+def _announce(running: Any, host: str, as_json: bool) -> None:
+    index = running.core.repository.index()
+    if as_json:
+        emit_json({"host": host, "ports": running.ports, "models": index})
+        return
+    rows = [[m["name"], m.get("version", ""), m.get("state", ""), m.get("reason", "")] for m in index]
+    console.print(table("models", ["model", "version", "state", "reason"], rows))
+    for name, port in running.ports.items():
+        console.print(f"{name:8} {host}:{port}", highlight=False)

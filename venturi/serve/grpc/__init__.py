@@ -1,0 +1,1 @@
+"""KServe v2 over gRPC: message conversion and the service."""

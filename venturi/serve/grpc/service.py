@@ -1,0 +1,183 @@
+"""GRPCInferenceService and the health service on grpc.aio."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+import orjson
+from google.protobuf.json_format import ParseDict
+from tritonclient.grpc import model_config_pb2, service_pb2_grpc
+from tritonclient.grpc import service_pb2 as pb
+
+from venturi.core.log import logger
+from venturi.serve.core import Core
+from venturi.serve.errors import ServeError, invalid, unsupported
+from venturi.serve.grpc.codec import decode_infer, encode_infer
+
+Context = Any
+_MAX_MESSAGE = (1 << 31) - 1
+
+
+def _answers(method: Callable[[Any, Any, Context], Awaitable[Any]]) -> Callable[[Any, Any, Context], Awaitable[Any]]:
+    """ServeErrors become statuses; anything else is logged and becomes INTERNAL."""
+
+    @functools.wraps(method)
+    async def wrapped(self: Any, request: Any, context: Context) -> Any:
+        try:
+            return await method(self, request, context)
+        except ServeError as exc:
+            await context.abort(getattr(grpc.StatusCode, exc.status.grpc), exc.message)
+        except (asyncio.CancelledError, grpc.aio.AbortError):
+            raise
+        except Exception as exc:
+            logger.exception("a gRPC request failed")
+            await context.abort(grpc.StatusCode.INTERNAL, f"{type(exc).__name__}: {exc}")
+
+    return wrapped
+
+
+class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
+    """One method a remote procedure."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    @_answers
+    async def ServerLive(self, request: Any, context: Context) -> Any:
+        return pb.ServerLiveResponse(live=not self._core.exiting)
+
+    @_answers
+    async def ServerReady(self, request: Any, context: Context) -> Any:
+        return pb.ServerReadyResponse(ready=self._core.is_ready)
+
+    @_answers
+    async def ModelReady(self, request: Any, context: Context) -> Any:
+        self._core.find(request.name, request.version)
+        return pb.ModelReadyResponse(ready=True)
+
+    @_answers
+    async def ServerMetadata(self, request: Any, context: Context) -> Any:
+        return pb.ServerMetadataResponse(**self._core.metadata())
+
+    @_answers
+    async def ModelMetadata(self, request: Any, context: Context) -> Any:
+        return ParseDict(self._core.model_metadata(request.name, request.version), pb.ModelMetadataResponse())
+
+    @_answers
+    async def ModelConfig(self, request: Any, context: Context) -> Any:
+        config = model_config_pb2.ModelConfig()
+        config.CopyFrom(self._core.find(request.name, request.version).config)
+        return pb.ModelConfigResponse(config=config)
+
+    @_answers
+    async def ModelStatistics(self, request: Any, context: Context) -> Any:
+        return ParseDict(self._core.statistics(request.name, request.version), pb.ModelStatisticsResponse())
+
+    @_answers
+    async def RepositoryIndex(self, request: Any, context: Context) -> Any:
+        return ParseDict({"models": self._core.repository.index(request.ready)}, pb.RepositoryIndexResponse())
+
+    @_answers
+    async def RepositoryModelLoad(self, request: Any, context: Context) -> Any:
+        config = None
+        for key, value in request.parameters.items():
+            if key.startswith("file:"):
+                raise unsupported(f"models cannot be uploaded ({key!r}); put them into the repository")
+            if key != "config":
+                raise invalid(f"unrecognized load parameter '{key}', expected 'config'")
+            try:
+                config = orjson.loads(value.string_param)
+            except orjson.JSONDecodeError as exc:
+                raise invalid(f"load parameter 'config' must be a string of JSON: {exc}") from exc
+        await self._core.load(request.model_name, config)
+        return pb.RepositoryModelLoadResponse()
+
+    @_answers
+    async def RepositoryModelUnload(self, request: Any, context: Context) -> Any:
+        await self._core.unload(request.model_name)
+        return pb.RepositoryModelUnloadResponse()
+
+    @_answers
+    async def SystemSharedMemoryStatus(self, request: Any, context: Context) -> Any:
+        return pb.SystemSharedMemoryStatusResponse()
+
+    @_answers
+    async def SystemSharedMemoryUnregister(self, request: Any, context: Context) -> Any:
+        return pb.SystemSharedMemoryUnregisterResponse()
+
+    @_answers
+    async def CudaSharedMemoryStatus(self, request: Any, context: Context) -> Any:
+        return pb.CudaSharedMemoryStatusResponse()
+
+    @_answers
+    async def CudaSharedMemoryUnregister(self, request: Any, context: Context) -> Any:
+        return pb.CudaSharedMemoryUnregisterResponse()
+
+    @_answers
+    async def ModelInfer(self, message: Any, context: Context) -> Any:
+        return await self._infer(message)
+
+    async def ModelStreamInfer(self, messages: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
+        """Requests run at once, answers come in the order of the requests; an error does not end the stream."""
+        pending: asyncio.Queue[asyncio.Task[Any] | None] = asyncio.Queue(maxsize=1024)
+
+        async def read() -> None:
+            try:
+                async for message in messages:
+                    await pending.put(asyncio.ensure_future(self._stream_answer(message)))
+            finally:
+                await pending.put(None)
+
+        reader = asyncio.ensure_future(read())
+        try:
+            while (task := await pending.get()) is not None:
+                yield await task
+        finally:
+            reader.cancel()
+            while not pending.empty():
+                left = pending.get_nowait()
+                if left is not None:
+                    left.cancel()
+
+    async def _stream_answer(self, message: Any) -> Any:
+        try:
+            response = await self._infer(message)
+        except ServeError as exc:
+            return pb.ModelStreamInferResponse(
+                error_message=exc.message, infer_response=pb.ModelInferResponse(id=message.id)
+            )
+        response.parameters["triton_final_response"].bool_param = True
+        return pb.ModelStreamInferResponse(infer_response=response)
+
+    async def _infer(self, message: Any) -> Any:
+        started = time.perf_counter_ns()
+        served = self._core.find(message.model_name, message.model_version)
+        request = decode_infer(message)
+        request.times.start = started
+        response = await self._core.infer(served, request)
+        return encode_infer(response, request, served.signature, served.version)
+
+
+def make_server(core: Core) -> Any:
+    """A grpc.aio server with the services added, not yet bound to a port."""
+    options = [("grpc.max_send_message_length", _MAX_MESSAGE), ("grpc.max_receive_message_length", _MAX_MESSAGE),
+               ("grpc.so_reuseport", 0)]  # fmt: skip
+    server = grpc.aio.server(options=options)
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(InferenceService(core), server)
+    server.add_generic_rpc_handlers((_health(core),))
+    return server
+
+
+def _health(core: Core) -> Any:
+    """grpc.health.v1.Health/Check without its package: field 1 of the answer is 1 (serving) or 2."""
+
+    async def check(request: bytes, context: Context) -> bytes:
+        return b"\x08\x01" if core.is_ready else b"\x08\x02"
+
+    handler = grpc.unary_unary_rpc_method_handler(check)
+    return grpc.method_handlers_generic_handler("grpc.health.v1.Health", {"Check": handler})

@@ -1,0 +1,176 @@
+"""The ASGI application. Inference has a way of its own, all else goes through the routes."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import time
+import zlib
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any
+
+import orjson
+
+from venturi.core.log import logger
+from venturi.serve.core import Core
+from venturi.serve.errors import ServeError, invalid
+from venturi.serve.http.codec import HEADER_LENGTH, Decoded, decode_infer, decompress, encode_infer
+from venturi.serve.http.routes import MethodNotAllowed, find_route
+from venturi.serve.metrics import CONTENT_TYPE, render
+from venturi.serve.request import InferResponse
+from venturi.serve.served import ServedVersion
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Headers = Mapping[bytes, bytes]
+_JSON = (b"content-type", b"application/json")
+_WATCH_AFTER_S = 0.01
+
+
+class Disconnected(Exception):
+    """The client went away; nobody reads the answer."""
+
+
+class HttpApp:
+    """KServe v2. `max_input_bytes` bounds JSON, raw and decompressed bodies; `max_body_bytes` bounds everything."""
+
+    def __init__(self, core: Core, max_input_bytes: int = 64 << 20, max_body_bytes: int = (1 << 31) - 1) -> None:
+        self._core = core
+        self._max_input_bytes = max_input_bytes
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        try:
+            await self._serve(scope, receive, send)
+        except Disconnected:
+            return
+        except ServeError as exc:
+            if isinstance(exc, MethodNotAllowed):
+                await _send_json(send, 405, {"error": exc.message})
+                return
+            extra = [(b"retry-after", b"1")] if exc.status.http == 503 else []
+            if exc.status.http == 501 and "content encoding" in exc.message:
+                extra.append((b"accept-encoding", b"gzip, deflate"))
+            await _send_json(send, exc.status.http, {"error": exc.message}, extra)
+        except Exception as exc:
+            logger.exception("a request to %s failed", scope.get("path"))
+            await _send_json(send, 500, {"error": f"{type(exc).__name__}: {exc}"})
+
+    async def _serve(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        started = time.perf_counter_ns()
+        parts = tuple(scope["path"].strip("/").split("/"))
+        headers = dict(scope["headers"])
+        body = await self._body(headers, receive)
+        if parts[-1] == "infer" and parts[:2] == ("v2", "models") and len(parts) in (4, 6):
+            if scope["method"] != "POST":
+                raise MethodNotAllowed
+            if len(parts) == 6 and parts[3] != "versions":
+                find_route("POST", parts)
+            await self._infer(parts[2], parts[4] if len(parts) == 6 else "", headers, body, started, receive, send)
+            return
+        handle, names = find_route(scope["method"], parts)
+        reply = await handle(self._core, names, body)
+        await _send_json(send, reply.status, reply.body)
+
+    async def _body(self, headers: Headers, receive: Receive) -> bytes:
+        chunks, size = [], 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise Disconnected
+            chunk = message.get("body", b"")
+            size += len(chunk)
+            if size > self._max_body_bytes:
+                raise invalid(f"the request exceeds {self._max_body_bytes} bytes")
+            chunks.append(chunk)
+            if not message.get("more_body"):
+                break
+        body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        encoding = headers.get(b"content-encoding", b"")
+        return decompress(body, encoding, self._max_input_bytes) if encoding else body
+
+    async def _infer(
+        self, name: str, version: str, headers: Headers, body: bytes, started: int, receive: Receive, send: Send
+    ) -> None:  # fmt: skip
+        served = self._core.find(name, version)
+        decoded = decode_infer(headers, body, served.signature, name, version, self._max_input_bytes)
+        decoded.request.times.start = started
+        answer = self._core.infer(served, decoded.request)
+        response = await _answered(answer, receive)
+        await _send_infer(send, served, decoded, response, headers.get(b"accept-encoding", b""))
+
+
+async def _answered(answer: asyncio.Future[InferResponse], receive: Receive) -> InferResponse:
+    """The answer; when it takes long, a client that goes away cancels the request."""
+    done, _ = await asyncio.wait((answer,), timeout=_WATCH_AFTER_S)
+    if not done:
+        gone = asyncio.ensure_future(_disconnect(receive))
+        await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            answer.cancel()
+            raise Disconnected
+        gone.cancel()
+    return answer.result()
+
+
+async def _disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _send_infer(
+    send: Send, served: ServedVersion, decoded: Decoded, response: InferResponse, accepted: bytes
+) -> None:  # fmt: skip
+    head, blobs = encode_infer(response, decoded, served.signature, served.version)
+    headers = [_JSON]
+    if blobs:
+        headers = [(b"content-type", b"application/octet-stream"), (HEADER_LENGTH, b"%d" % len(head))]
+    body = b"".join((head, *blobs)) if blobs else head
+    encoding = _chosen_encoding(accepted) if accepted else b""
+    if encoding:
+        body = gzip.compress(body, 1) if encoding == b"gzip" else zlib.compress(body, 1)
+        headers.append((b"content-encoding", encoding))
+    await _send(send, 200, body, headers)
+
+
+def _chosen_encoding(accepted: bytes) -> bytes:
+    """gzip or deflate by the largest weight, nothing when neither is named or identity is preferred."""
+    weights: dict[bytes, float] = {}
+    for item in accepted.lower().split(b","):
+        name, _, parameter = item.strip().partition(b";")
+        try:
+            weights[name.strip()] = float(parameter.strip().removeprefix(b"q=") or 1)
+        except ValueError:
+            continue
+    best = max((b"gzip", b"deflate"), key=lambda n: weights.get(n, 0.0))
+    return best if weights.get(best, 0.0) > weights.get(b"identity", 0.0) else b""
+
+
+async def _send_json(send: Send, status: int, body: Any, extra: list[tuple[bytes, bytes]] | None = None) -> None:
+    data = b"" if body is None else orjson.dumps(body)
+    await _send(send, status, data, [_JSON, *(extra or [])])
+
+
+async def _send(send: Send, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+    headers.append((b"content-length", b"%d" % len(body)))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+class MetricsApp:
+    """GET /metrics, on its own port."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        if scope["path"] != "/metrics" or scope["method"] != "GET":
+            await _send_json(send, 404, {"error": "Not Found"})
+            return
+        text = render(self._core.repository.served()).encode()
+        await _send(send, 200, text, [(b"content-type", CONTENT_TYPE.encode())])

@@ -1,0 +1,151 @@
+"""From method and path to the answer: a handler takes the core, the names in the path and the body."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from venturi.serve.core import Core
+from venturi.serve.errors import ServeError, Status, invalid, not_found, unsupported
+from venturi.serve.http.codec import parse_json
+
+
+@dataclass(frozen=True)
+class Reply:
+    """`body` None is an empty body."""
+
+    status: int = 200
+    body: Any = None
+
+
+Handler = Callable[[Core, tuple[str, ...], bytes], Awaitable[Reply]]
+
+
+@dataclass(frozen=True)
+class Route:
+    """`path` parts: literals, or None for a name."""
+
+    methods: tuple[str, ...]
+    path: tuple[str | None, ...]
+    handle: Handler
+
+
+async def _live(core: Core, names: tuple[str, ...], body: bytes) -> Reply:
+    return Reply(503, {"error": "Server exiting"}) if core.exiting else Reply()
+
+
+async def _ready(core: Core, names: tuple[str, ...], body: bytes) -> Reply:
+    if core.exiting:
+        return Reply(503, {"error": "Server exiting"})
+    return Reply() if core.is_ready else Reply(400)
+
+
+async def _server(core: Core, names: tuple[str, ...], body: bytes) -> Reply:
+    return Reply(body=core.metadata())
+
+
+async def _model_ready(core: Core, names: tuple[str, ...], body: bytes) -> Reply:
+    core.find(*names)
+    return Reply()
+
+
+async def _model(core: Core, names: tuple[str, ...], body: bytes) -> Reply:
+    return Reply(body=core.model_metadata(*names))
+
+
+async def _config(core: Core, names: tuple[str, ...], body: bytes) -> Reply:
+    return Reply(body=core.model_config(*names))
+
+
+async def _stats(core: Core, names: tuple[str, ...], body: bytes) -> Reply:
+    return Reply(body=core.statistics(*names))
+
+
+async def _index(core: Core, names: tuple[str, ...], body: bytes) -> Reply:
+    given = parse_json(body) if body else {}
+    ready = given.get("ready", False)
+    if not isinstance(ready, bool):
+        raise invalid(f"'ready' must be true or false, got {ready!r}")
+    return Reply(body=core.repository.index(ready))
+
+
+async def _load(core: Core, names: tuple[str, ...], body: bytes) -> Reply:
+    given = (parse_json(body) if body else {}).get("parameters") or {}
+    if not isinstance(given, dict):
+        raise invalid("Unable to parse 'parameters': expected an object")
+    files = [k for k in given if k.startswith("file:")]
+    if files:
+        raise unsupported(f"models cannot be uploaded ({files[0]!r}); put them into the repository")
+    for key in given:
+        if key != "config":
+            raise invalid(f"unrecognized load parameter '{key}', expected 'config'")
+    config = given.get("config")
+    if config is None:
+        await core.load(names[0])
+        return Reply()
+    try:
+        data = orjson.loads(config)
+    except (orjson.JSONDecodeError, TypeError) as exc:
+        raise invalid(f"load parameter 'config' must be a string of JSON: {exc}") from exc
+    await core.load(names[0], data)
+    return Reply()
+
+
+async def _unload(core: Core, names: tuple[str, ...], body: bytes) -> Reply:
+    if body:
+        parse_json(body)
+    await core.unload(names[0])
+    return Reply()
+
+
+async def _no_shared_memory(core: Core, names: tuple[str, ...], body: bytes) -> Reply:
+    return Reply()
+
+
+async def _no_regions(core: Core, names: tuple[str, ...], body: bytes) -> Reply:
+    return Reply(body=[])
+
+
+_M = ("v2", "models", None)
+_MV = (*_M, "versions", None)
+_R = ("v2", "repository")
+GET, POST = ("GET",), ("POST",)
+ROUTES = (
+    Route(GET, ("v2", "health", "live"), _live),
+    Route(GET, ("v2", "health", "ready"), _ready),
+    Route(GET, ("v2",), _server),
+    Route(GET, ("v2", "models", "stats"), _stats),
+    *(Route(GET, (*base, "ready"), _model_ready) for base in (_M, _MV)),
+    *(Route(GET, (*base, "config"), _config) for base in (_M, _MV)),
+    *(Route(GET, (*base, "stats"), _stats) for base in (_M, _MV)),
+    *(Route(GET, base, _model) for base in (_M, _MV)),
+    *(Route(POST, (*base, "index"), _index) for base in (_R, (*_R, None))),
+    Route(POST, (*_R, "models", None, "load"), _load),
+    Route(POST, (*_R, "models", None, "unload"), _unload),
+    *(
+        Route(POST, ("v2", kind, "unregister"), _no_shared_memory)
+        for kind in ("systemsharedmemory", "cudasharedmemory")
+    ),
+    *(Route(GET, ("v2", kind, "status"), _no_regions) for kind in ("systemsharedmemory", "cudasharedmemory")),
+)
+
+
+def find_route(method: str, parts: tuple[str, ...]) -> tuple[Handler, tuple[str, ...]]:
+    """Raises ServeError NOT_FOUND, or MethodNotAllowed when the path exists for another verb."""
+    wrong_verb = False
+    for route in ROUTES:
+        if len(route.path) == len(parts) and all(p is None or p == given for p, given in zip(route.path, parts)):
+            if method in route.methods:
+                return route.handle, tuple(given for p, given in zip(route.path, parts) if p is None)
+            wrong_verb = True
+    if wrong_verb:
+        raise MethodNotAllowed
+    raise not_found("Not Found")
+
+
+class MethodNotAllowed(ServeError):
+    def __init__(self) -> None:
+        super().__init__(Status.INVALID_ARG, "Method Not Allowed")

@@ -1,0 +1,104 @@
+"""Prometheus text with the names and labels that dashboards for Triton read, and histograms."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+
+from venturi.serve.served import ServedVersion
+from venturi.serve.statistics import BUCKETS_MS, REASONS, Duration, ModelStatistics
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def render(versions: Iterable[ServedVersion]) -> str:
+    """All metrics of all ready versions."""
+    served = list(versions)
+    lines: list[str] = []
+
+    def family(name: str, kind: str, text: str, samples: Iterable[tuple[str, float]]) -> None:
+        lines.append(f"# HELP {name} {text}")
+        lines.append(f"# TYPE {name} {kind}")
+        lines.extend(f"{name}{labels} {_number(value)}" for labels, value in samples)
+
+    def each(value: Callable[[ModelStatistics], float]) -> list[tuple[str, float]]:
+        return [(f"{{{_labels(v)}}}", value(v.statistics)) for v in served]
+
+    failures = [
+        (f'{{model="{_escaped(v.name)}",reason="{r}",version="{v.version}"}}', v.statistics.failures[r])
+        for v in served
+        for r in REASONS
+    ]
+    counted = "does not include cached requests"
+    family("nv_inference_request_success", "counter", "Successful requests, all batch sizes", each(_successes))
+    family("nv_inference_request_failure", "counter", "Failed requests, all batch sizes", failures)
+    family("nv_inference_count", "counter", f"Inferences ({counted})", each(lambda s: s.inferences))
+    family("nv_inference_exec_count", "counter", f"Model executions ({counted})", each(lambda s: s.executions))
+    family("nv_inference_pending_request_count", "gauge", "Requests awaiting execution", each(lambda s: s.pending))
+    for phase in ("request", "queue", "compute_input", "compute_infer", "compute_output"):
+        text = f"Cumulative {phase.replace('_', ' ')} duration in microseconds ({counted})"
+        family(f"nv_inference_{phase}_duration_us", "counter", text, each(partial(_phase_us, phase)))
+    family("nv_model_load_duration_secs", "gauge", "Model load time in seconds", each(lambda s: s.load_s))
+    lines += _histogram(
+        "venturi_request_duration_ms", "Time from a request's arrival to its answer in milliseconds", served
+    )
+    family("nv_cpu_memory_total_bytes", "gauge", "CPU total memory (RAM), in bytes", [("", _memory("MemTotal"))])
+    used = _memory("MemTotal") - _memory("MemAvailable")
+    family("nv_cpu_memory_used_bytes", "gauge", "CPU used memory (RAM), in bytes", [("", used)])
+    family("venturi_process_resident_bytes", "gauge", "Resident memory of the server in bytes", [("", _resident())])
+    return "\n".join(lines) + "\n"
+
+
+def _histogram(name: str, text: str, served: list[ServedVersion]) -> list[str]:
+    lines = [f"# HELP {name} {text}", f"# TYPE {name} histogram"]
+    for v in served:
+        labels, histogram, total = _labels(v), v.statistics.latency, 0
+        for bound, count in zip((*BUCKETS_MS, "+Inf"), histogram.counts):
+            total += count
+            lines.append(f'{name}_bucket{{{labels},le="{bound}"}} {total}')
+        lines.append(f"{name}_sum{{{labels}}} {_number(histogram.total_ms)}")
+        lines.append(f"{name}_count{{{labels}}} {total}")
+    return lines
+
+
+def _successes(s: ModelStatistics) -> int:
+    return s.success.count
+
+
+def _phase_us(phase: str, s: ModelStatistics) -> int:
+    own = {"request": s.success, "queue": s.queue}
+    duration: Duration = own[phase] if phase in own else getattr(s.phases, phase)
+    return duration.ns // 1000
+
+
+def _labels(version: ServedVersion) -> str:
+    tags = "".join(f',_{k}="{_escaped(v)}"' for k, v in sorted(version.config.metric_tags.items()))
+    return f'model="{_escaped(version.name)}",version="{version.version}"{tags}'
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+
+
+def _number(value: float) -> str:
+    return repr(int(value)) if float(value).is_integer() else repr(float(value))
+
+
+def _memory(field: str) -> int:
+    """Bytes of a /proc/meminfo line; 0 where there is none."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith(f"{field}:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        return 0
+    return 0
+
+
+def _resident() -> int:
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0

@@ -1,0 +1,1 @@
+"""What a repository can hold: one class a kind of model."""

@@ -1,0 +1,31 @@
+"""The seam for kinds of models: load a version's folder, describe it, execute batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from venturi.serve.config import ModelConfig
+from venturi.serve.request import InferRequest, InferResponse
+
+
+class LoadedModel(Protocol):
+    """One version of a model, ready to run; used by one thread per instance at once."""
+
+    def execute(self, requests: list[InferRequest]) -> list[InferResponse]:
+        """Runs the requests as one batch and fills in their times; an exception fails all of them."""
+
+    def close(self) -> None:
+        """Gives memory back; nothing is executed after it."""
+
+
+class ModelKind(Protocol):
+    """A class of models that a repository can hold."""
+
+    name: str
+
+    def complete(self, config: ModelConfig, folder: Path | None, default_max_batch: int) -> None:
+        """Fill in what the configuration leaves out, in place, from the newest version's `folder`."""
+
+    def load(self, config: ModelConfig, folder: Path) -> LoadedModel:
+        """Blocking; on a worker thread. Raises VenturiError when the version cannot be served."""

@@ -1,0 +1,149 @@
+"""Models that are engines: `model.vt`, or `model.onnx` built when it is loaded."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import venturi as vt
+from venturi.serve.config import ModelConfig, data_type
+from venturi.serve.errors import ServeError, Status, invalid
+from venturi.serve.request import InferRequest, InferResponse, Tensor
+from venturi.serve.tensors import BYTES, DATATYPES, ENGINE_TYPES, as_bytes
+
+FILES = ("model.vt", "model.onnx", "model.plan")
+PARAMETERS = ("precision", "opt_level", "device")
+
+
+class EngineKind:
+    """`parameters` of the configuration: precision, opt_level, device (for files that are built at load)."""
+
+    name = "venturi"
+
+    def complete(self, config: ModelConfig, folder: Path | None, default_max_batch: int) -> None:
+        if folder is None or (config.input and config.output):
+            return
+        engine = self._open(config, folder)
+        specs = [*engine.inputs, *engine.outputs]
+        batches = all(s.shape and not isinstance(s.shape[0], int) for s in specs)
+        if not config.max_batch_size and not config.input and batches:
+            config.max_batch_size = default_max_batch
+            if not config.HasField("dynamic_batching") and default_max_batch > 1:
+                config.dynamic_batching.SetInParent()
+        for target, given in ((config.input, engine.inputs), (config.output, engine.outputs)):
+            if not target:
+                for spec in given:
+                    _describe(target.add(), spec, bool(config.max_batch_size))
+
+    def load(self, config: ModelConfig, folder: Path) -> EngineModel:
+        return EngineModel(self._open(config, folder), config)
+
+    def _open(self, config: ModelConfig, folder: Path) -> vt.Engine:
+        path = _file(config, folder)
+        settings = {n: config.parameters[n].string_value for n in PARAMETERS if n in config.parameters}
+        if path.suffix != ".onnx":
+            return vt.load(path)
+        level = settings.pop("opt_level", "3")
+        if not level.isdigit():
+            raise invalid(f"parameter opt_level of model {config.name} must be 0 to 5, got {level!r}")
+        return vt.build(path, opt_level=int(level), **settings)  # type: ignore[arg-type]
+
+
+def _file(config: ModelConfig, folder: Path) -> Path:
+    names = [config.default_model_filename] if config.default_model_filename else list(FILES)
+    for name in names:
+        path = folder / name
+        if path.resolve().parent != folder.resolve() and not path.is_symlink():
+            raise invalid(f"default_model_filename {name!r} of model {config.name} leaves its version folder")
+        if path.is_file():
+            return path
+    raise ServeError(Status.NOT_FOUND, f"no model file in {folder}: expected one of {', '.join(names)}")
+
+
+def _describe(target: Any, spec: vt.TensorSpec, batched: bool) -> None:
+    if spec.shape is None or spec.dtype not in ENGINE_TYPES:
+        raise invalid(f"'{spec.name}' has type {spec.dtype} and shape {spec.shape}, which the protocol cannot express")
+    target.name = spec.name
+    target.data_type = data_type(ENGINE_TYPES[spec.dtype])
+    dims = [d if isinstance(d, int) else -1 for d in spec.shape][1 if batched else 0 :]
+    if dims:
+        target.dims.extend(dims)
+    else:
+        target.dims.append(1)
+        target.reshape.SetInParent()
+
+
+class EngineModel:
+    """Joins the rows of a batch, runs the engine once, gives every request its rows."""
+
+    def __init__(self, engine: vt.Engine, config: ModelConfig) -> None:
+        self._engine = engine
+        self._batches = config.max_batch_size > 0
+        self._specs = {s.name: s for s in engine.inputs}
+        self._types = {s.name: ENGINE_TYPES[s.dtype] for s in engine.outputs}
+        _check_ports(config, "input", engine.inputs)
+        _check_ports(config, "output", engine.outputs)
+
+    def execute(self, requests: list[InferRequest]) -> list[InferResponse]:
+        started = time.perf_counter_ns()
+        joined = {name: self._joined(name, requests) for name in requests[0].inputs}
+        input_done = time.perf_counter_ns()
+        outputs = self._engine.run(joined)
+        output = time.perf_counter_ns()
+        responses = self._split(requests, outputs)
+        end = time.perf_counter_ns()
+        for request in requests:
+            t = request.times
+            t.compute, t.input_done, t.output, t.end = started, input_done, output, end
+        return responses
+
+    def close(self) -> None:
+        self._engine.close()
+
+    def _joined(self, name: str, requests: Sequence[InferRequest]) -> np.ndarray[Any, Any]:
+        parts = [r.inputs[name].data for r in requests]
+        array = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        rank = len(self._specs[name].shape or ())
+        if array.ndim == rank + 1 and array.shape[-1] == 1:
+            array = array.reshape(array.shape[:-1])
+        if self._specs[name].dtype == "string":
+            text = [as_bytes(v).decode("utf-8", "surrogateescape") for v in array.reshape(-1)]
+            array = np.array(text, dtype=object).reshape(array.shape)
+        return array
+
+    def _split(self, requests: Sequence[InferRequest], outputs: dict[str, Any]) -> list[InferResponse]:
+        total = sum(r.rows for r in requests)
+        if self._batches and any(np.ndim(o) == 0 or len(o) != total for o in outputs.values()):
+            raise ServeError(Status.INTERNAL, f"an output does not have the batch's {total} rows: set max_batch_size 0")
+        responses, at = [], 0
+        for request in requests:
+            wanted = [o.name for o in request.outputs] or list(outputs)
+            rows = slice(at, at + request.rows) if self._batches else slice(None)
+            at += request.rows
+            found = {n: self._tensor(n, outputs[n][rows] if np.ndim(outputs[n]) else outputs[n]) for n in wanted}
+            responses.append(InferResponse(found))
+        return responses
+
+    def _tensor(self, name: str, array: Any) -> Tensor:
+        datatype = self._types[name]
+        data = np.asarray(array) if datatype == BYTES else np.asarray(array, dtype=DATATYPES[datatype])
+        return Tensor(name, datatype, data.reshape(-1, 1) if self._batches and data.ndim == 1 else data)
+
+
+def _check_ports(config: ModelConfig, kind: str, specs: Sequence[vt.TensorSpec]) -> None:
+    """The configuration must name the engine's tensors, with their types."""
+    known = {s.name: s for s in specs}
+    listed = {t.name: t for t in getattr(config, kind)}
+    for name, port in listed.items():
+        if name not in known:
+            raise invalid(f"model {config.name}: {kind} '{name}' is not in the engine, which has {sorted(known)}")
+        if data_type(ENGINE_TYPES.get(known[name].dtype, "FP32")) != port.data_type:
+            raise invalid(
+                f"model {config.name}: {kind} '{name}' is {known[name].dtype} in the engine, not as configured"
+            )
+    if kind == "input" and set(known) - set(listed):
+        raise invalid(f"model {config.name}: the configuration lacks inputs {sorted(set(known) - set(listed))}")

@@ -1,0 +1,228 @@
+"""The models in service: loads, reloads and unloads them without dropping a request."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+from venturi.core.errors import VenturiError
+from venturi.core.log import logger
+from venturi.core.registry import nearest
+from venturi.serve.config import ModelConfig
+from venturi.serve.errors import ServeError, as_serve_error, not_found, unavailable
+from venturi.serve.folders import Source, chosen_versions, find_sources, read_labels, resolved_config
+from venturi.serve.models.base import LoadedModel, ModelKind
+from venturi.serve.served import ServedVersion
+
+
+class Mode(Enum):
+    """none: all models at the start, then nothing changes; poll: as files change; explicit: by requests."""
+
+    NONE = "none"
+    POLL = "poll"
+    EXPLICIT = "explicit"
+
+
+class State(Enum):
+    READY = "READY"
+    UNAVAILABLE = "UNAVAILABLE"
+    LOADING = "LOADING"
+    UNLOADING = "UNLOADING"
+
+
+@dataclass
+class Version:
+    state: State
+    reason: str = ""
+    served: ServedVersion | None = None
+
+
+@dataclass
+class Model:
+    versions: dict[int, Version] = field(default_factory=dict)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class Repository:
+    """Used on the event loop; models are opened on worker threads."""
+
+    def __init__(
+        self, roots: Sequence[Path], kinds: dict[str, ModelKind], mode: Mode = Mode.NONE, *,
+        complete: bool = True, default_max_batch: int = 4,
+    ) -> None:  # fmt: skip
+        self.mode = mode
+        self._roots = list(roots)
+        self._kinds = kinds
+        self._complete = complete
+        self._default_max_batch = default_max_batch
+        self._models: dict[str, Model] = {}
+        self._known: set[str] = set()
+        self._changed: dict[str, int] = {}
+        self._retiring: set[asyncio.Task[None]] = set()
+
+    def find(self, name: str, version: str = "") -> ServedVersion:
+        """The named version, or the newest ready one. Raises ServeError NOT_FOUND or UNAVAILABLE."""
+        model = self._models.get(name)
+        if model is None:
+            raise not_found(f"Request for unknown model: '{name}' is not found")
+        if version:
+            if not (version.isascii() and version.isdigit()) or int(version) not in model.versions:
+                raise not_found(f"Request for unknown model: '{name}' version {version} is not found")
+            entry = model.versions[int(version)]
+            if entry.state != State.READY or entry.served is None:
+                raise unavailable(f"Request for unknown model: '{name}' version {version} is not at ready state")
+            return entry.served
+        ready = [v for v, e in model.versions.items() if e.state == State.READY]
+        if not ready:
+            raise not_found(f"Request for unknown model: '{name}' has no available versions")
+        served = model.versions[max(ready)].served
+        assert served is not None, "ready versions are served"
+        return served
+
+    def ready_versions(self, name: str) -> list[int]:
+        model = self._models.get(name)
+        return sorted(v for v, e in model.versions.items() if e.state == State.READY) if model else []
+
+    def served(self) -> Iterator[ServedVersion]:
+        """Every ready version, by name and number."""
+        for name in sorted(self._models):
+            for version in self.ready_versions(name):
+                yield self.find(name, str(version))
+
+    @property
+    def is_ready(self) -> bool:
+        """Every version that should be there is."""
+        entries = [e for m in self._models.values() for e in m.versions.values()]
+        return all(e.state == State.READY or e.reason == "unloaded" for e in entries)
+
+    def index(self, ready_only: bool = False) -> list[dict[str, str]]:
+        out: list[dict[str, str]] = []
+        for name in sorted(self._known | set(self._models)):
+            versions = self._models[name].versions if name in self._models else {}
+            if not versions and not ready_only:
+                out.append({"name": name})
+            for number, entry in sorted(versions.items()):
+                if entry.state == State.READY or not ready_only:
+                    row = {"name": name, "version": str(number), "state": entry.state.value, "reason": entry.reason}
+                    out.append(row)
+        return out
+
+    def scan(self) -> dict[str, Source]:
+        """What lies in the repositories now."""
+        sources = find_sources(self._roots)
+        self._known = set(sources)
+        return sources
+
+    async def load_all(self, names: Sequence[str] | None = None) -> list[str]:
+        """Load everything, or the named models; returns what failed, in words."""
+        sources = await asyncio.to_thread(self.scan)
+        wanted = list(sources) if names is None else list(names)
+        results = await asyncio.gather(*(self.load(n) for n in wanted), return_exceptions=True)
+        return [str(r) for r in results if isinstance(r, BaseException)]
+
+    async def load(self, name: str, config: ModelConfig | None = None) -> None:
+        """Load or reload; the versions in service stay until the new ones are ready. Raises ServeError."""
+        sources = await asyncio.to_thread(self.scan)
+        if name not in sources:
+            raise not_found(f"failed to load '{name}', failed to poll from model repository: no such model."
+                            f"{nearest(name, sorted(sources))}")  # fmt: skip
+        source = sources[name]
+        model = self._models.setdefault(name, Model())
+        async with model.lock:
+            waiting = [v for v in source.versions() if v not in model.versions]
+            for v in waiting:
+                model.versions[v] = Version(State.LOADING)
+            start = time.perf_counter()
+            try:
+                self._changed[name] = await asyncio.to_thread(source.changed_ns)
+                opened, settings, labels = await asyncio.to_thread(self._open, source, config)
+            except VenturiError as exc:
+                for v in waiting:
+                    model.versions[v] = Version(State.UNAVAILABLE, str(exc))
+                error = as_serve_error(exc)
+                raise ServeError(error.status, f"failed to load '{name}': {exc}") from exc
+            for v in waiting:
+                del model.versions[v]
+            self._switch(model, settings, opened, labels, time.perf_counter() - start)
+        logger.info("model %s is ready: versions %s", name, sorted(opened))
+
+    async def unload(self, name: str) -> None:
+        """New requests are refused from now on; those in service are answered. Unknown names are no error."""
+        model = self._models.get(name)
+        if model is None:
+            return
+        async with model.lock:
+            for entry in model.versions.values():
+                if entry.served is not None:
+                    self._retire(entry)
+                else:
+                    entry.state, entry.reason = State.UNAVAILABLE, "unloaded"
+
+    async def poll(self) -> None:
+        """Load what is new or changed, unload what is gone."""
+        sources = await asyncio.to_thread(self.scan)
+        for name, source in sources.items():
+            if await asyncio.to_thread(source.changed_ns) != self._changed.get(name):
+                try:
+                    await self.load(name)
+                except ServeError as exc:
+                    logger.error("%s; what was in service stays", exc)
+        for name in [n for n in self._models if n not in sources]:
+            await self.unload(name)
+            self._changed.pop(name, None)
+
+    async def close(self) -> None:
+        """Unload everything and wait until it is gone."""
+        for name in list(self._models):
+            await self.unload(name)
+        await asyncio.gather(*self._retiring)
+
+    def _open(
+        self, source: Source, given: ModelConfig | None
+    ) -> tuple[dict[int, LoadedModel], ModelConfig, dict[str, tuple[str, ...]]]:
+        config, kind = resolved_config(
+            source, self._kinds, given, complete=self._complete, default_max_batch=self._default_max_batch
+        )
+        labels = read_labels(source, config)
+        opened: dict[int, LoadedModel] = {}
+        try:
+            for version, folder in chosen_versions(config, source.versions()).items():
+                opened[version] = kind.load(config, folder)
+        except BaseException:
+            for loaded in opened.values():
+                loaded.close()
+            raise
+        return opened, config, labels
+
+    def _switch(
+        self, model: Model, config: ModelConfig, opened: dict[int, LoadedModel], labels: dict[str, tuple[str, ...]],
+        seconds: float,
+    ) -> None:  # fmt: skip
+        """From one moment to the next, requests meet the new versions; the old ones finish their work."""
+        old = dict(model.versions)
+        for version, loaded in opened.items():
+            served = ServedVersion(config, version, loaded, labels)
+            served.statistics.load_s = seconds
+            model.versions[version] = Version(State.READY, served=served)
+        for version, entry in old.items():
+            if version not in opened or entry.served is not None:
+                self._retire(entry)
+
+    def _retire(self, entry: Version) -> None:
+        served, entry.served = entry.served, None
+        entry.state, entry.reason = State.UNLOADING, ""
+        if served is None:
+            entry.state, entry.reason = State.UNAVAILABLE, entry.reason or "unloaded"
+            return
+
+        async def finish() -> None:
+            await served.retire()
+            entry.state, entry.reason = State.UNAVAILABLE, "unloaded"
+
+        task = asyncio.get_running_loop().create_task(finish())
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)

@@ -1,0 +1,79 @@
+"""One inference request and its answer, free of any protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from venturi.serve.tensors import Array
+
+Parameter = str | int | float | bool
+
+
+@dataclass(slots=True)
+class Tensor:
+    """`datatype` is the protocol's name; `data` has the type's numpy form and the given shape."""
+
+    name: str
+    datatype: str
+    data: Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.data.shape)
+
+
+@dataclass(slots=True)
+class RequestedOutput:
+    """`classes` > 0 asks for the best k as strings; `region` for the result in shared memory (name, offset, size)."""
+
+    name: str
+    binary: bool = False
+    classes: int = 0
+    region: tuple[str, int, int] | None = None
+
+
+@dataclass(slots=True)
+class Times:
+    """Nanoseconds of time.perf_counter_ns at each turn of a request's way; 0 when it did not get there."""
+
+    start: int = 0
+    queued: int = 0
+    compute: int = 0
+    input_done: int = 0
+    output: int = 0
+    end: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class InferRequest:
+    """`rows` is the size along the batch axis (1 where there is none); `timeout_us` 0 means none."""
+
+    model: str
+    version: str
+    inputs: dict[str, Tensor]
+    id: str = ""
+    outputs: list[RequestedOutput] = field(default_factory=list)
+    parameters: dict[str, Parameter] = field(default_factory=dict)
+    priority: int = 0
+    timeout_us: int = 0
+    sequence: int | str = 0
+    sequence_start: bool = False
+    sequence_end: bool = False
+    rows: int = 1
+    cancelled: bool = False
+    times: Times = field(default_factory=Times)
+
+    @property
+    def label(self) -> str:
+        """How messages name the request."""
+        return f"[request id: {self.id or '<id_unknown>'}] "
+
+
+@dataclass(slots=True)
+class InferResponse:
+    """`outputs` in the model's order."""
+
+    outputs: Mapping[str, Tensor]
+    parameters: Mapping[str, Any] = field(default_factory=dict)

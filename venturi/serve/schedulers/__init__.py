@@ -1,0 +1,1 @@
+"""Which waiting requests run together and when: pure rules (batcher, queues) and the driver that applies them."""

@@ -1,0 +1,49 @@
+"""The seam between the driver and the rules. A policy holds waiting requests; it never looks at a clock or a thread."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from venturi.serve.request import InferRequest
+
+
+@dataclass(frozen=True)
+class Run:
+    """Execute these together, now."""
+
+    requests: list[InferRequest]
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Nothing to run before `until_ns`, unless requests arrive; None: only an arrival changes anything."""
+
+    until_ns: int | None = None
+
+
+@dataclass
+class Expired:
+    """Requests that leave the queue without running."""
+
+    timed_out: list[InferRequest] = field(default_factory=list)
+    cancelled: list[InferRequest] = field(default_factory=list)
+
+
+class Policy(Protocol):
+    """All times are nanoseconds of one monotonic clock, given by the caller."""
+
+    def add(self, request: InferRequest, now_ns: int) -> None:
+        """Raises ServeError UNAVAILABLE when the queue is full."""
+
+    def expire(self, now_ns: int) -> Expired:
+        """Take out what was cancelled or waited too long."""
+
+    def take(self, now_ns: int) -> Run | Wait:
+        """Called when an instance is free."""
+
+    def next_deadline(self) -> int | None:
+        """When `expire` should be called next."""
+
+    def __len__(self) -> int:
+        """Requests waiting."""

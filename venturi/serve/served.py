@@ -1,0 +1,99 @@
+"""One model version in service: its configuration, scheduler, instances and statistics."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from tritonclient.grpc import model_config_pb2 as pb
+
+from venturi.serve.config import ModelConfig
+from venturi.serve.instance import Instance
+from venturi.serve.models.base import LoadedModel
+from venturi.serve.request import InferRequest
+from venturi.serve.schedulers.batcher import BatchingRules, DynamicBatcher, OneByOne
+from venturi.serve.schedulers.driver import Answer, Driver
+from venturi.serve.schedulers.policy import Policy
+from venturi.serve.schedulers.queues import QueuePolicy, WaitingLine
+from venturi.serve.statistics import ModelStatistics
+from venturi.serve.validation import Signature, check_request, signature_of
+
+
+@dataclass
+class ServedVersion:
+    """Made on the event loop; `infer` is called there."""
+
+    config: ModelConfig
+    version: int
+    model: LoadedModel
+    labels: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    statistics: ModelStatistics = field(default_factory=ModelStatistics)
+    signature: Signature = field(init=False)
+    driver: Driver = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.signature = signature_of(self.config, self.labels)
+        instances = [
+            Instance(f"{group.name}_{i}", self.model)
+            for group in self.config.instance_group
+            for i in range(group.count)
+        ]
+        ordered = self.config.dynamic_batching.preserve_ordering
+        self.driver = Driver(make_policy(self.config), instances, self.statistics, preserve_order=ordered)
+
+    @property
+    def name(self) -> str:
+        return str(self.config.name)
+
+    def infer(self, request: InferRequest) -> Answer:
+        """Raises ServeError for a request that does not fit the model, or when the queue is full."""
+        request.times.start = request.times.start or time.perf_counter_ns()
+        check_request(self.signature, request)
+        return self.driver.submit(request)
+
+    async def retire(self) -> None:
+        """Answer everything accepted, then give the model back."""
+        await self.driver.drain()
+        await asyncio.to_thread(self.model.close)
+
+    def metadata(self, versions: list[str]) -> dict[str, Any]:
+        """The model metadata of the protocol."""
+
+        def ports(found: Any) -> list[dict[str, Any]]:
+            return [{"name": p.name, "datatype": p.datatype, "shape": self.signature.wire_shape(p)} for p in found]
+
+        return {
+            "name": self.name,
+            "versions": versions,
+            "platform": self.config.platform or self.config.backend,
+            "inputs": ports(self.signature.inputs.values()),
+            "outputs": ports(self.signature.outputs.values()),
+        }
+
+
+def make_policy(config: ModelConfig) -> Policy:
+    """The scheduler that the configuration asks for."""
+    if not config.HasField("dynamic_batching"):
+        return OneByOne()
+    batching = config.dynamic_batching
+    line = WaitingLine(
+        batching.priority_levels,
+        batching.default_priority_level,
+        _queue_policy(batching.default_queue_policy),
+        {int(level): _queue_policy(p) for level, p in batching.priority_queue_policy.items()},
+    )
+    if config.max_batch_size < 2:
+        return OneByOne(line)
+    preferred = tuple(sorted(batching.preferred_batch_size))
+    return DynamicBatcher(BatchingRules(config.max_batch_size, preferred, batching.max_queue_delay_microseconds), line)
+
+
+def _queue_policy(p: Any) -> QueuePolicy:
+    return QueuePolicy(
+        p.timeout_action == pb.ModelQueuePolicy.DELAY,
+        p.default_timeout_microseconds,
+        p.allow_timeout_override,
+        p.max_queue_size,
+    )

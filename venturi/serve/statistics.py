@@ -1,0 +1,117 @@
+"""Counts and durations of one model version, as the statistics extension and the metrics report them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from venturi.serve.request import InferRequest
+
+REASONS = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
+BUCKETS_MS = (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+
+
+@dataclass
+class Duration:
+    count: int = 0
+    ns: int = 0
+
+    def add(self, ns: int, count: int = 1) -> None:
+        self.count += count
+        self.ns += ns
+
+    def to_json(self) -> dict[str, int]:
+        return {"count": self.count, "ns": self.ns}
+
+
+@dataclass
+class Phases:
+    compute_input: Duration = field(default_factory=Duration)
+    compute_infer: Duration = field(default_factory=Duration)
+    compute_output: Duration = field(default_factory=Duration)
+
+
+@dataclass
+class Histogram:
+    """Counts by upper bound in milliseconds, the last for everything above."""
+
+    counts: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS_MS) + 1))
+    total_ms: float = 0.0
+
+    def add(self, ms: float) -> None:
+        self.counts[sum(ms > b for b in BUCKETS_MS)] += 1
+        self.total_ms += ms
+
+
+@dataclass
+class ModelStatistics:
+    """Written on the event loop only. `pending`: requests accepted and not yet handed to an instance."""
+
+    inferences: int = 0
+    executions: int = 0
+    last_ms: int = 0
+    pending: int = 0
+    load_s: float = 0.0
+    success: Duration = field(default_factory=Duration)
+    fail: Duration = field(default_factory=Duration)
+    queue: Duration = field(default_factory=Duration)
+    phases: Phases = field(default_factory=Phases)
+    batches: dict[int, Phases] = field(default_factory=dict)
+    failures: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
+    latency: Histogram = field(default_factory=Histogram)
+
+    def record_batch(self, requests: Sequence[InferRequest], failed: bool) -> None:
+        """A batch came back from an instance; its requests carry their times."""
+        if failed:
+            for request in requests:
+                self.record_failure(request, "BACKEND")
+            return
+        rows = sum(r.rows for r in requests)
+        times = requests[0].times
+        spent = (times.input_done - times.compute, times.output - times.input_done, times.end - times.output)
+        batch = self.batches.setdefault(rows, Phases())
+        for phase, ns in zip((batch.compute_input, batch.compute_infer, batch.compute_output), spent):
+            phase.add(ns)
+        own = (self.phases.compute_input, self.phases.compute_infer, self.phases.compute_output)
+        for phase, ns in zip(own, spent):
+            phase.add(ns * len(requests), len(requests))
+        for request in requests:
+            t = request.times
+            self.queue.add(t.compute - t.queued)
+            self.success.add(t.end - t.start)
+            self.latency.add((t.end - t.start) / 1e6)
+        self.inferences += rows
+        self.executions += 1
+        self.last_ms = int(time.time() * 1e3)
+
+    def record_failure(self, request: InferRequest, reason: str) -> None:
+        self.fail.add(time.perf_counter_ns() - request.times.start)
+        self.failures[reason] += 1
+
+    def to_json(self, name: str, version: str) -> dict[str, Any]:
+        """The statistics extension's model_stat."""
+        none = {"count": 0, "ns": 0}
+        p = self.phases
+        return {
+            "name": name,
+            "version": version,
+            "last_inference": self.last_ms,
+            "inference_count": self.inferences,
+            "execution_count": self.executions,
+            "inference_stats": {
+                "success": self.success.to_json(), "fail": self.fail.to_json(), "queue": self.queue.to_json(),
+                "compute_input": p.compute_input.to_json(), "compute_infer": p.compute_infer.to_json(),
+                "compute_output": p.compute_output.to_json(), "cache_hit": none, "cache_miss": none,
+            },
+            "response_stats": {},
+            "batch_stats": [
+                {
+                    "batch_size": size, "compute_input": b.compute_input.to_json(),
+                    "compute_infer": b.compute_infer.to_json(), "compute_output": b.compute_output.to_json(),
+                }
+                for size, b in sorted(self.batches.items())
+            ],
+            "memory_usage": [],
+        }  # fmt: skip
