@@ -27,7 +27,7 @@ class OneByOne:
     """Every request runs alone, in the order of arrival."""
 
     def __init__(self, line: WaitingLine | None = None) -> None:
-        self._line = line or WaitingLine()
+        self._line = WaitingLine() if line is None else line
 
     def __len__(self) -> int:
         return len(self._line)
