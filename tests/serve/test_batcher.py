@@ -111,8 +111,8 @@ def test_timeouts_reject_at_the_deadline_not_before():
     first = request()
     line.add(first, 0)
     assert line.next_deadline() == 50 * US
-    assert not line.expire(50 * US - 1).timed_out
-    assert line.expire(50 * US).timed_out == [first]
+    assert not line.expire(50 * US - 1)
+    assert line.expire(50 * US) == [first]
     assert len(line) == 0
     assert line.next_deadline() is None
 
@@ -138,7 +138,7 @@ def test_delayed_requests_run_after_all_fresh_ones():
     late, fresh = request(priority=1), request(priority=2)
     line.add(late, 0)
     line.add(fresh, 0)
-    assert not line.expire(60 * US).timed_out
+    assert not line.expire(60 * US)
     one = OneByOne(line)
     assert [one.take(60 * US).requests[0] for _ in range(2)] == [fresh, late]
 
@@ -148,9 +148,11 @@ def test_cancelled_requests_leave_without_running():
     first, second = request(), request()
     line.add(first, 0)
     line.add(second, 0)
-    first.cancelled = True
-    assert line.expire(1).cancelled == [first]
+    assert line.cancel(first)
+    assert not line.cancel(first)
     assert OneByOne(line).take(1).requests == [second]
+    assert not line.cancel(second)
+    line.check_integrity()
 
 
 @settings(max_examples=300, deadline=None)
@@ -177,10 +179,12 @@ def test_every_request_leaves_exactly_once_and_batches_obey_the_rules(seed):
         except ServeError:
             assert policy.max_size
         if added and rng.random() < 0.1:
-            rng.choice(added).cancelled = True
+            unlucky = rng.choice(added)
+            assert batcher.cancel(unlucky) is (not any(unlucky is r for r in left))
+            left += [unlucky] if not any(unlucky is r for r in left) else []
         expired = batcher.expire(now)
-        left += expired.timed_out + expired.cancelled
-        assert not expired.timed_out or (policy.timeout_us or policy.allow_override)
+        left += expired
+        assert not expired or policy.timeout_us or policy.allow_override
         line.check_integrity()
         if rng.random() < 0.5:
             decision = batcher.take(now)
@@ -194,8 +198,7 @@ def test_every_request_leaves_exactly_once_and_batches_obey_the_rules(seed):
                 assert delay
     while len(batcher):
         now += 1000 * US
-        expired = batcher.expire(now)
-        left += expired.timed_out + expired.cancelled
+        left += batcher.expire(now)
         decision = batcher.take(now)
         left += decision.requests if isinstance(decision, Run) else []
     assert sorted(map(id, left)) == sorted(map(id, added))

@@ -28,6 +28,7 @@ from venturi.serve.request import InferRequest, InferResponse, Tensor
 from venturi.serve.schedulers.batcher import BatchingRules, DynamicBatcher, OneByOne
 from venturi.serve.schedulers.driver import Driver
 from venturi.serve.schedulers.queues import QueuePolicy, WaitingLine
+from venturi.serve.served import ServedVersion
 from venturi.serve.statistics import ModelStatistics
 
 X = np.ones((1, 4), np.float32)
@@ -65,6 +66,16 @@ def request(name="r"):
     return InferRequest("m", "", {"x": Tensor("x", "FP32", X)}, id=name)
 
 
+class Loop(Driver):
+    """A driver whose answers are futures of the running loop, as ServedVersion gives them."""
+
+    def ask(self, asked):
+        version = ServedVersion.__new__(ServedVersion)
+        version.driver = self
+        version.submit = self.submit
+        return version.infer(asked)
+
+
 def run(main):
     return asyncio.run(asyncio.wait_for(main, 30))
 
@@ -72,9 +83,9 @@ def run(main):
 def test_requests_that_wait_run_together_and_each_gets_its_answer():
     async def main():
         model, statistics = Slow(), ModelStatistics()
-        driver = Driver(DynamicBatcher(BatchingRules(8)), [Instance("i", model)], statistics)
-        answers = [driver.submit(request(str(i))) for i in range(6)]
-        assert statistics.pending == 5
+        driver = Loop(DynamicBatcher(BatchingRules(8)), [Instance("i", model)], statistics)
+        answers = [driver.ask(request(str(i))) for i in range(6)]
+        wait_for(lambda: statistics.pending == 5)
         model.gate.set()
         sizes = [int((await a).outputs["n"].data[0]) for a in answers]
         assert sizes == [1, 5, 5, 5, 5, 5]
@@ -89,11 +100,11 @@ def test_a_failing_model_fails_its_batch_and_serves_on():
         model = Slow(fails=True)
         model.gate.set()
         statistics = ModelStatistics()
-        driver = Driver(OneByOne(), [Instance("i", model)], statistics)
+        driver = Loop(OneByOne(), [Instance("i", model)], statistics)
         with pytest.raises(ServeError, match=r"\[request id: a\] RuntimeError: the model is broken"):
-            await driver.submit(request("a"))
+            await driver.ask(request("a"))
         model.fails = False
-        assert (await driver.submit(request("b"))).outputs
+        assert (await driver.ask(request("b"))).outputs
         assert statistics.failures["BACKEND"] == 1
         await driver.drain()
 
@@ -104,8 +115,8 @@ def test_timeouts_answer_while_the_instance_is_busy():
     async def main():
         model, statistics = Slow(), ModelStatistics()
         line = WaitingLine(default=QueuePolicy(timeout_us=20_000))
-        driver = Driver(OneByOne(line), [Instance("i", model)], statistics)
-        first, second = driver.submit(request()), driver.submit(request())
+        driver = Loop(OneByOne(line), [Instance("i", model)], statistics)
+        first, second = driver.ask(request()), driver.ask(request())
         start = time.perf_counter()
         with pytest.raises(ServeError, match="Request timeout expired"):
             await second
@@ -122,8 +133,8 @@ def test_timeouts_answer_while_the_instance_is_busy():
 def test_an_abandoned_request_never_runs():
     async def main():
         model, statistics = Slow(), ModelStatistics()
-        driver = Driver(OneByOne(), [Instance("i", model)], statistics)
-        first, second, third = (driver.submit(request(n)) for n in "abc")
+        driver = Loop(OneByOne(), [Instance("i", model)], statistics)
+        first, second, third = (driver.ask(request(n)) for n in "abc")
         second.cancel()
         await asyncio.sleep(0.01)
         model.gate.set()
@@ -139,11 +150,11 @@ def test_order_is_preserved_over_instances():
     async def main():
         slow, fast = Slow(), Slow()
         fast.gate.set()
-        driver = Driver(OneByOne(), [Instance("s", slow), Instance("f", fast)], ModelStatistics(), preserve_order=True)
+        driver = Loop(OneByOne(), [Instance("s", slow), Instance("f", fast)], ModelStatistics(), preserve_order=True)
         order = []
         answers = []
         for i in range(4):
-            answers.append(driver.submit(request(str(i))))
+            answers.append(driver.ask(request(str(i))))
             answers[-1].add_done_callback(lambda done, i=i: order.append(i))
         await asyncio.sleep(0.05)
         assert order == []
@@ -158,12 +169,12 @@ def test_order_is_preserved_over_instances():
 def test_draining_answers_what_was_accepted_and_refuses_the_rest():
     async def main():
         model = Slow()
-        driver = Driver(OneByOne(), [Instance("i", model)], ModelStatistics())
-        answers = [driver.submit(request(str(i))) for i in range(3)]
+        driver = Loop(OneByOne(), [Instance("i", model)], ModelStatistics())
+        answers = [driver.ask(request(str(i))) for i in range(3)]
         draining = asyncio.ensure_future(driver.drain())
         await asyncio.sleep(0)
         with pytest.raises(ServeError, match="being unloaded"):
-            driver.submit(request())
+            driver.ask(request())
         model.gate.set()
         await draining
         assert all(a.done() and not a.exception() for a in answers)

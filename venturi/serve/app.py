@@ -121,7 +121,7 @@ async def _listen_http(running: Running, name: str, host: str, port: int | None,
     bound = _bind(host, port, name)
     settings = uvicorn.Config(
         app, log_level="warning", access_log=False, lifespan="off", timeout_keep_alive=75, server_header=False,
-        date_header=False, timeout_graceful_shutdown=5,
+        date_header=False, proxy_headers=False, timeout_graceful_shutdown=5,
     )  # fmt: skip
     listener = _Listener(settings)
     task = asyncio.ensure_future(listener.serve(sockets=[bound]))
@@ -151,7 +151,7 @@ def _bind(host: str, port: int, name: str) -> socket.socket:
 async def _listen_grpc(running: Running, config: ServeConfig) -> None:
     if config.grpc_port is None:
         return
-    server = make_server(running.core)
+    server = make_server(running.core, asyncio.get_running_loop())
     host = f"[{config.host}]" if ":" in config.host else config.host
     try:
         running.ports["grpc"] = server.add_insecure_port(f"{host}:{config.grpc_port}")
@@ -159,5 +159,9 @@ async def _listen_grpc(running: Running, config: ServeConfig) -> None:
         raise DeviceError(
             f"cannot listen on {config.host}:{config.grpc_port}: {exc}; choose another --grpc-port"
         ) from exc
-    await server.start()
-    running._stops.append(lambda: server.stop(1.0))
+    server.start()
+
+    async def stop() -> None:
+        await asyncio.to_thread(server.stop(1.0).wait)
+
+    running._stops.append(stop)

@@ -8,8 +8,6 @@ import venturi as vt
 from venturi.serve.config import config_from_json, message_json
 from venturi.serve.errors import invalid, unavailable
 from venturi.serve.repository import Mode, Repository
-from venturi.serve.request import InferRequest
-from venturi.serve.schedulers.driver import Answer
 from venturi.serve.served import ServedVersion
 
 EXTENSIONS = (
@@ -19,7 +17,7 @@ EXTENSIONS = (
 
 
 class Core:
-    """Methods run on the event loop. `exiting` refuses new work while accepted work finishes."""
+    """`load` and `unload` run on the event loop, the rest anywhere. `exiting` refuses new work."""
 
     def __init__(self, repository: Repository, name: str = "venturi") -> None:
         self.repository = repository
@@ -38,12 +36,6 @@ class Core:
         if self.exiting:
             raise unavailable("Server is shutting down and has stopped accepting new requests")
         return self.repository.find(name, version)
-
-    def infer(self, served: ServedVersion, request: InferRequest) -> Answer:
-        """Raises ServeError at once for what can never run."""
-        if self.exiting:
-            raise unavailable(request.label + "Server is shutting down and has stopped accepting new requests")
-        return served.infer(request)
 
     def model_metadata(self, name: str, version: str = "") -> dict[str, Any]:
         served = self.find(name, version)

@@ -48,7 +48,7 @@ class Model:
 
 
 class Repository:
-    """Used on the event loop; models are opened on worker threads."""
+    """Changed on the event loop only, read from anywhere; models are opened on worker threads."""
 
     def __init__(
         self, roots: Sequence[Path], kinds: dict[str, ModelKind], mode: Mode = Mode.NONE, *,
@@ -76,7 +76,7 @@ class Repository:
             if entry.state != State.READY or entry.served is None:
                 raise unavailable(f"Request for unknown model: '{name}' version {version} is not at ready state")
             return entry.served
-        ready = [v for v, e in model.versions.items() if e.state == State.READY]
+        ready = [v for v, e in list(model.versions.items()) if e.state == State.READY]
         if not ready:
             raise not_found(f"Request for unknown model: '{name}' has no available versions")
         served = model.versions[max(ready)].served
@@ -85,7 +85,7 @@ class Repository:
 
     def ready_versions(self, name: str) -> list[int]:
         model = self._models.get(name)
-        return sorted(v for v, e in model.versions.items() if e.state == State.READY) if model else []
+        return sorted(v for v, e in list(model.versions.items()) if e.state == State.READY) if model else []
 
     def served(self) -> Iterator[ServedVersion]:
         """Every ready version, by name and number."""
@@ -96,7 +96,7 @@ class Repository:
     @property
     def is_ready(self) -> bool:
         """Every version that should be there is."""
-        entries = [e for m in self._models.values() for e in m.versions.values()]
+        entries = [e for m in list(self._models.values()) for e in list(m.versions.values())]
         return all(e.state == State.READY or e.reason == "unloaded" for e in entries)
 
     def index(self, ready_only: bool = False) -> list[dict[str, str]]:

@@ -62,7 +62,6 @@ class InferRequest:
     sequence_start: bool = False
     sequence_end: bool = False
     rows: int = 1
-    cancelled: bool = False
     times: Times = field(default_factory=Times)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,11 +11,12 @@ from typing import Any
 from tritonclient.grpc import model_config_pb2 as pb
 
 from venturi.serve.config import ModelConfig
+from venturi.serve.errors import ServeError
 from venturi.serve.instance import Instance
 from venturi.serve.models.base import LoadedModel
-from venturi.serve.request import InferRequest
+from venturi.serve.request import InferRequest, InferResponse
 from venturi.serve.schedulers.batcher import BatchingRules, DynamicBatcher, OneByOne
-from venturi.serve.schedulers.driver import Answer, Driver
+from venturi.serve.schedulers.driver import Done, Driver, Result
 from venturi.serve.schedulers.policy import Policy
 from venturi.serve.schedulers.queues import QueuePolicy, WaitingLine
 from venturi.serve.statistics import ModelStatistics
@@ -23,7 +25,7 @@ from venturi.serve.validation import Signature, check_request, signature_of
 
 @dataclass
 class ServedVersion:
-    """Made on the event loop; `infer` is called there."""
+    """Thread-safe; `infer` needs a running event loop."""
 
     config: ModelConfig
     version: int
@@ -47,11 +49,28 @@ class ServedVersion:
     def name(self) -> str:
         return str(self.config.name)
 
-    def infer(self, request: InferRequest) -> Answer:
-        """Raises ServeError for a request that does not fit the model, or when the queue is full."""
+    def submit(self, request: InferRequest, done: Done) -> None:
+        """`done` gets the answer, on any thread. Raises ServeError for what does not fit, or when the queue is full."""
         request.times.start = request.times.start or time.perf_counter_ns()
         check_request(self.signature, request)
-        return self.driver.submit(request)
+        self.driver.submit(request, done)
+
+    def infer(self, request: InferRequest) -> asyncio.Future[InferResponse]:
+        """The answer as a future of the running event loop; cancelling it cancels a request that still waits."""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[InferResponse] = loop.create_future()
+        own = threading.get_ident()
+
+        def done(result: Result) -> None:
+            if threading.get_ident() == own:
+                _settle(answer, result)
+            else:
+                loop.call_soon_threadsafe(_settle, answer, result)
+
+        self.submit(request, done)
+        if not answer.done():
+            answer.add_done_callback(lambda a: self.driver.cancel(request) if a.cancelled() else None)
+        return answer
 
     async def retire(self) -> None:
         """Answer everything accepted, then give the model back."""
@@ -71,6 +90,15 @@ class ServedVersion:
             "inputs": ports(self.signature.inputs.values()),
             "outputs": ports(self.signature.outputs.values()),
         }
+
+
+def _settle(answer: asyncio.Future[InferResponse], result: Result) -> None:
+    if answer.done():
+        return
+    if isinstance(result, ServeError):
+        answer.set_exception(result)
+    else:
+        answer.set_result(result)
 
 
 def make_policy(config: ModelConfig) -> Policy:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,7 @@ REASONS = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
 BUCKETS_MS = (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
 
-@dataclass
+@dataclass(slots=True)
 class Duration:
     count: int = 0
     ns: int = 0
@@ -26,7 +27,7 @@ class Duration:
         return {"count": self.count, "ns": self.ns}
 
 
-@dataclass
+@dataclass(slots=True)
 class Phases:
     compute_input: Duration = field(default_factory=Duration)
     compute_infer: Duration = field(default_factory=Duration)
@@ -41,13 +42,13 @@ class Histogram:
     total_ms: float = 0.0
 
     def add(self, ms: float) -> None:
-        self.counts[sum(ms > b for b in BUCKETS_MS)] += 1
+        self.counts[bisect_left(BUCKETS_MS, ms)] += 1
         self.total_ms += ms
 
 
 @dataclass
 class ModelStatistics:
-    """Written on the event loop only. `pending`: requests accepted and not yet handed to an instance."""
+    """Written under the scheduler's lock. `pending`: requests accepted and not yet handed to an instance."""
 
     inferences: int = 0
     executions: int = 0
@@ -68,15 +69,18 @@ class ModelStatistics:
             for request in requests:
                 self.record_failure(request, "BACKEND")
             return
-        rows = sum(r.rows for r in requests)
+        rows, count = sum(r.rows for r in requests), len(requests)
         times = requests[0].times
         spent = (times.input_done - times.compute, times.output - times.input_done, times.end - times.output)
-        batch = self.batches.setdefault(rows, Phases())
-        for phase, ns in zip((batch.compute_input, batch.compute_infer, batch.compute_output), spent):
-            phase.add(ns)
-        own = (self.phases.compute_input, self.phases.compute_infer, self.phases.compute_output)
-        for phase, ns in zip(own, spent):
-            phase.add(ns * len(requests), len(requests))
+        batch = self.batches.get(rows) or self.batches.setdefault(rows, Phases())
+        own = self.phases
+        for one, all_of_it, ns in (
+            (batch.compute_input, own.compute_input, spent[0]),
+            (batch.compute_infer, own.compute_infer, spent[1]),
+            (batch.compute_output, own.compute_output, spent[2]),
+        ):
+            one.add(ns)
+            all_of_it.add(ns * count, count)
         for request in requests:
             t = request.times
             self.queue.add(t.compute - t.queued)

@@ -98,27 +98,34 @@ class HttpApp:
         served = self._core.find(name, version)
         decoded = decode_infer(headers, body, served.signature, name, version, self._max_input_bytes)
         decoded.request.times.start = started
-        answer = self._core.infer(served, decoded.request)
+        answer = served.infer(decoded.request)
         response = await _answered(answer, receive)
         await _send_infer(send, served, decoded, response, headers.get(b"accept-encoding", b""))
 
 
 async def _answered(answer: asyncio.Future[InferResponse], receive: Receive) -> InferResponse:
     """The answer; when it takes long, a client that goes away cancels the request."""
-    done, _ = await asyncio.wait((answer,), timeout=_WATCH_AFTER_S)
-    if not done:
-        gone = asyncio.ensure_future(_disconnect(receive))
-        await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not answer.done():
-            answer.cancel()
-            raise Disconnected
-        gone.cancel()
-    return answer.result()
+    if answer.done():
+        return answer.result()
+    watching: list[asyncio.Task[None]] = []
 
+    async def watch() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        answer.cancel()
 
-async def _disconnect(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    loop = asyncio.get_running_loop()
+    timer = loop.call_later(_WATCH_AFTER_S, lambda: watching.append(loop.create_task(watch())))
+    try:
+        return await answer
+    except asyncio.CancelledError:
+        if answer.cancelled() and watching and watching[0].done():
+            raise Disconnected from None
+        raise
+    finally:
+        timer.cancel()
+        for task in watching:
+            task.cancel()
 
 
 async def _send_infer(

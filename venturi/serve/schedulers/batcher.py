@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from venturi.serve.request import InferRequest
-from venturi.serve.schedulers.policy import Expired, Run, Wait
+from venturi.serve.schedulers.policy import Run, Wait
 from venturi.serve.schedulers.queues import Entry, WaitingLine
 
 
@@ -35,8 +35,11 @@ class OneByOne:
     def add(self, request: InferRequest, now_ns: int) -> None:
         self._line.add(request, now_ns)
 
-    def expire(self, now_ns: int) -> Expired:
+    def expire(self, now_ns: int) -> list[InferRequest]:
         return self._line.expire(now_ns)
+
+    def cancel(self, request: InferRequest) -> bool:
+        return self._line.cancel(request)
 
     def next_deadline(self) -> int | None:
         return self._line.next_deadline()

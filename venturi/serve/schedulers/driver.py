@@ -1,22 +1,26 @@
 """Applies a policy: hands batches to free instances, wakes up for delays and timeouts, answers what never runs.
 
-Everything here happens on the event loop; instances run batches on threads of their own and report back to it.
+Thread-safe: requests come from the event loop and from gRPC's threads, batches end on the instances' threads. One
+lock guards the line and the counts; models run outside it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from venturi.serve.errors import ServeError, Status, as_serve_error, unavailable
 from venturi.serve.instance import Instance
 from venturi.serve.request import InferRequest, InferResponse
+from venturi.serve.schedulers.alarm import ALARM
 from venturi.serve.schedulers.policy import Policy, Run
 from venturi.serve.statistics import ModelStatistics
 
-Answer = asyncio.Future[InferResponse]
+Result = InferResponse | ServeError
+Done = Callable[[Result], None]
 
 
 class Driver:
@@ -30,17 +34,17 @@ class Driver:
         *,
         preserve_order: bool = False,
     ) -> None:
+        self._lock = threading.Lock()
         self._policy = policy
         self._idle: deque[Instance] = deque(instances)
         self._instances = list(instances)
         self._statistics = statistics
-        self._answers: dict[InferRequest, Answer] = {}
+        self._answers: dict[InferRequest, Done] = {}
         self._order: deque[InferRequest] | None = deque() if preserve_order else None
-        self._done: dict[InferRequest, InferResponse | ServeError] = {}
-        self._timer: asyncio.TimerHandle | None = None
-        self._loop = asyncio.get_running_loop()
-        self._drained = asyncio.Event()
-        self._drained.set()
+        self._held: dict[InferRequest, Result] = {}
+        self._alarm_ns: int | None = None
+        self._empty = threading.Event()
+        self._empty.set()
         self._closing = False
 
     @property
@@ -48,102 +52,106 @@ class Driver:
         """Requests accepted and not answered."""
         return len(self._answers)
 
-    def submit(self, request: InferRequest) -> Answer:
-        """Raises ServeError UNAVAILABLE when the queue is full or the version is being unloaded."""
-        if self._closing:
-            raise unavailable(request.label + "the model version is being unloaded")
-        request.times.queued = time.perf_counter_ns()
-        try:
-            self._policy.add(request, request.times.queued)
-        except ServeError:
-            self._statistics.record_failure(request, "REJECTED")
-            raise
-        answer: Answer = self._loop.create_future()
-        self._answers[request] = answer
-        self._drained.clear()
-        self._statistics.pending += 1
-        if self._order is not None:
-            self._order.append(request)
-        answer.add_done_callback(lambda done: self._abandoned(request) if done.cancelled() else None)
+    def submit(self, request: InferRequest, done: Done) -> None:
+        """`done` is called once, on any thread, possibly before this returns; it must be quick and not come back here.
+
+        Raises ServeError UNAVAILABLE when the queue is full or the version is being unloaded.
+        """
+        now = request.times.queued = time.perf_counter_ns()
+        with self._lock:
+            if self._closing:
+                raise unavailable(request.label + "the model version is being unloaded")
+            try:
+                self._policy.add(request, now)
+            except ServeError:
+                self._statistics.record_failure(request, "REJECTED")
+                raise
+            self._answers[request] = done
+            self._empty.clear()
+            self._statistics.pending += 1
+            if self._order is not None:
+                self._order.append(request)
         self._pump()
-        return answer
+
+    def cancel(self, request: InferRequest) -> None:
+        """A request that still waits is answered CANCELLED and never runs; one that runs is left alone."""
+        with self._lock:
+            if request in self._answers and self._policy.cancel(request):
+                error = ServeError(Status.CANCELLED, request.label + "request cancelled")
+                self._fail_waiting(request, "CANCELED", error)
 
     async def drain(self) -> None:
         """Refuse new requests and return when every accepted one is answered."""
-        self._closing = True
-        await self._drained.wait()
-        if self._timer is not None:
-            self._timer.cancel()
+        with self._lock:
+            self._closing = True
+        await asyncio.to_thread(self._empty.wait)
         for instance in self._instances:
             instance.close()
 
     def _pump(self) -> None:
-        now = time.perf_counter_ns()
-        expired = self._policy.expire(now)
-        for request in expired.timed_out:
-            self._fail_waiting(request, "REJECTED", unavailable(request.label + "Request timeout expired"))
-        for request in expired.cancelled:
-            self._fail_waiting(request, "CANCELED", ServeError(Status.CANCELLED, request.label + "request cancelled"))
-        until: int | None = None
-        while self._idle:
-            decision = self._policy.take(now)
-            if not isinstance(decision, Run):
-                until = decision.until_ns
-                break
-            self._statistics.pending -= len(decision.requests)
-            self._idle.popleft().run(decision.requests, self._finished)
-        self._set_timer(now, until)
+        """Give work to free instances until there is none of either."""
+        while True:
+            with self._lock:
+                now = time.perf_counter_ns()
+                for request in self._policy.expire(now):
+                    self._fail_waiting(request, "REJECTED", unavailable(request.label + "Request timeout expired"))
+                decision = self._policy.take(now) if self._idle else None
+                if not isinstance(decision, Run):
+                    self._set_alarm(None if decision is None else decision.until_ns)
+                    return
+                self._statistics.pending -= len(decision.requests)
+                instance = self._idle.popleft()
+            if instance.is_fast:
+                self._finish(instance, decision.requests, instance.run_here(decision.requests))
+            else:
+                instance.run(decision.requests, self._finished)
 
-    def _set_timer(self, now: int, until: int | None) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+    def _set_alarm(self, until: int | None) -> None:
         deadline = self._policy.next_deadline()
         times = [t for t in (until, deadline) if t is not None]
-        if times:
-            self._timer = self._loop.call_later(max(min(times) - now, 0) / 1e9, self._pump)
+        if times and (self._alarm_ns is None or min(times) < self._alarm_ns):
+            self._alarm_ns = min(times)
+            ALARM.at(self._alarm_ns, self._ring)
+
+    def _ring(self) -> None:
+        with self._lock:
+            self._alarm_ns = None
+        self._pump()
+
+    def _finished(self, instance: Instance, requests: list[InferRequest], result: object) -> None:
+        """Called by an instance, on its thread."""
+        self._finish(instance, requests, result)
+        self._pump()
+
+    def _finish(self, instance: Instance, requests: list[InferRequest], result: object) -> None:
+        with self._lock:
+            self._idle.append(instance)
+            failed = not isinstance(result, list)
+            self._statistics.record_batch(requests, failed)
+            if isinstance(result, list):
+                for request, response in zip(requests, result, strict=True):
+                    self._answer(request, response)
+                return
+            assert isinstance(result, BaseException)
+            error = as_serve_error(result)
+            for request in requests:
+                self._answer(request, ServeError(error.status, request.label + error.message, where=error.where))
 
     def _fail_waiting(self, request: InferRequest, reason: str, error: ServeError) -> None:
         self._statistics.pending -= 1
         self._statistics.record_failure(request, reason)
         self._answer(request, error)
 
-    def _finished(
-        self, instance: Instance, requests: list[InferRequest], result: list[InferResponse] | BaseException
-    ) -> None:
-        """Called by an instance, on the event loop."""
-        self._idle.append(instance)
-        self._statistics.record_batch(requests, isinstance(result, BaseException))
-        if isinstance(result, BaseException):
-            error = as_serve_error(result)
-            for request in requests:
-                self._answer(request, ServeError(error.status, request.label + error.message, where=error.where))
-        else:
-            for request, response in zip(requests, result, strict=True):
-                self._answer(request, response)
-        self._pump()
-
-    def _answer(self, request: InferRequest, result: InferResponse | ServeError) -> None:
+    def _answer(self, request: InferRequest, result: Result) -> None:
         if self._order is None:
             self._release(request, result)
             return
-        self._done[request] = result
-        while self._order and self._order[0] in self._done:
+        self._held[request] = result
+        while self._order and self._order[0] in self._held:
             first = self._order.popleft()
-            self._release(first, self._done.pop(first))
+            self._release(first, self._held.pop(first))
 
-    def _release(self, request: InferRequest, result: InferResponse | ServeError) -> None:
-        answer = self._answers.pop(request)
-        if not answer.done():
-            if isinstance(result, ServeError):
-                answer.set_exception(result)
-            else:
-                answer.set_result(result)
+    def _release(self, request: InferRequest, result: Result) -> None:
+        self._answers.pop(request)(result)
         if not self._answers:
-            self._drained.set()
-
-    def _abandoned(self, request: InferRequest) -> None:
-        """Nobody waits for the answer any more: a request still in the line never runs."""
-        if request in self._answers:
-            request.cancelled = True
-            self._loop.call_soon(self._pump)
+            self._empty.set()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from venturi.serve.request import InferRequest
@@ -22,22 +22,17 @@ class Wait:
     until_ns: int | None = None
 
 
-@dataclass
-class Expired:
-    """Requests that leave the queue without running."""
-
-    timed_out: list[InferRequest] = field(default_factory=list)
-    cancelled: list[InferRequest] = field(default_factory=list)
-
-
 class Policy(Protocol):
     """All times are nanoseconds of one monotonic clock, given by the caller."""
 
     def add(self, request: InferRequest, now_ns: int) -> None:
         """Raises ServeError UNAVAILABLE when the queue is full."""
 
-    def expire(self, now_ns: int) -> Expired:
-        """Take out what was cancelled or waited too long."""
+    def expire(self, now_ns: int) -> list[InferRequest]:
+        """Take out what waited too long."""
+
+    def cancel(self, request: InferRequest) -> bool:
+        """Take the request out; False when it is not waiting."""
 
     def take(self, now_ns: int) -> Run | Wait:
         """Called when an instance is free."""

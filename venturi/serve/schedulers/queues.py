@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from venturi.serve.errors import unavailable
 from venturi.serve.request import InferRequest
-from venturi.serve.schedulers.policy import Expired
 
 
 @dataclass(frozen=True)
@@ -67,9 +66,9 @@ class WaitingLine:
             heapq.heappop(self._deadlines)
         return self._deadlines[0][0] if self._deadlines else None
 
-    def expire(self, now_ns: int) -> Expired:
+    def expire(self, now_ns: int) -> list[InferRequest]:
         """A deadline is reached, not passed: a request waits for less than its timeout."""
-        found = Expired()
+        late: list[InferRequest] = []
         while (deadline := self.next_deadline()) is not None and deadline <= now_ns:
             entry = heapq.heappop(self._deadlines)[2]
             level, policy = self._place(entry)
@@ -79,12 +78,16 @@ class WaitingLine:
                 self._late[level].append(entry)
             else:
                 self._remove(level, entry)
-                found.timed_out.append(entry.request)
-        for level, entry in self._all():
-            if entry.request.cancelled:
-                self._remove(level, entry)
-                found.cancelled.append(entry.request)
-        return found
+                late.append(entry.request)
+        return late
+
+    def cancel(self, request: InferRequest) -> bool:
+        """Take the request out; False when it is not waiting. Looks through the whole line."""
+        for entry in self.entries():
+            if entry.request is request:
+                self._remove(self._place(entry)[0], entry)
+                return True
+        return False
 
     def entries(self) -> Iterator[Entry]:
         """In the order of service."""
@@ -112,9 +115,6 @@ class WaitingLine:
         priority = entry.request.priority
         level = priority if 1 <= priority <= self._levels else self._default_level
         return level, self._policies[level]
-
-    def _all(self) -> list[tuple[int, Entry]]:
-        return [(n, e) for lines in (self._fresh, self._late) for n, line in lines.items() for e in line]
 
     def _remove(self, level: int, entry: Entry) -> None:
         (self._late if entry.delayed else self._fresh)[level].remove(entry)
