@@ -7,7 +7,7 @@ ONNX_PINNED := 1.21.0
 CASES  := .cache/onnx-$(ONNX_PINNED)
 PIP    := $(PY) -m pip install -q --disable-pip-version-check
 
-.PHONY: help demo demo-llm bench-llm bench-llm-gpu test check unit conformance zoo bench gpu-check bench-overheads bench-gpu docs clean
+.PHONY: help demo demo-llm demo-serve bench-llm bench-serve bench-llm-gpu test check unit conformance zoo bench gpu-check bench-overheads bench-gpu docs clean
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 16
@@ -30,6 +30,9 @@ demo-llm: $(STAMP)  ## generate text with a small language model, streaming
 	$(PY) -m venturi llm explain examples/llm/pydoc-5m
 	$(PY) -m venturi llm run examples/llm/pydoc-5m --prompt "Return the" --max-tokens 80 --temperature 0.7 --seed 1
 	$(PY) -m venturi llm bench latency examples/llm/pydoc-5m --osl 64
+
+demo-serve: $(STAMP)  ## serve a model, ask it over HTTP and gRPC, stop
+	$(PY) examples/serve/demo.py
 
 test: check unit ## everything CI runs
 
@@ -61,6 +64,9 @@ gpu-check: $(STAMP)  ## tests marked gpu (needs an NVIDIA GPU)
 
 bench-overheads: $(STAMP)  ## import, per-run, build, load and inspect times
 	$(PY) -m benchmarks.overheads
+
+bench-serve: $(STAMP)  ## requests per second of the server beside a trivial echo
+	$(PY) -m benchmarks.serve
 
 bench-gpu: $(STAMP)  ## the GPU benchmark table beside torch.compile (needs an NVIDIA GPU)
 	$(PY) -m benchmarks.gpu --out benchmarks/results/gpu

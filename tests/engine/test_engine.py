@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -361,3 +363,23 @@ def test_concat_along_other_axes_copies(axis: int) -> None:
         given = {"x": rand(2, 4, 8, seed=seed)}
         want = Interpreter(import_onnx(net.to_model()).graph).run(given)["z"]
         np.testing.assert_allclose(engine.run(given)["z"], want, rtol=1e-5)
+
+
+def test_first_loads_on_several_threads_at_once(tmp_path: Path) -> None:
+    """Tables that fill at first use are whole for whoever comes while they fill."""
+    net = vt.Network("identity")
+    net.output("y", net.identity(net.input("x", ("n", 4))))
+    vt.build(net, device="cpu", opt_level=0).save(tmp_path / "m.vt")
+    code = (
+        "import threading, venturi as vt\n"
+        "start, failed = threading.Barrier(4), []\n"
+        "def load():\n"
+        "    start.wait()\n"
+        "    try: vt.load('m.vt')\n"
+        "    except BaseException as exc: failed.append(exc)\n"
+        "threads = [threading.Thread(target=load) for _ in range(4)]\n"
+        "[t.start() for t in threads]; [t.join() for t in threads]\n"
+        "assert not failed, failed\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

@@ -9,6 +9,7 @@ strings are numpy object arrays; graph attributes arrive as callables from tenso
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -130,12 +131,18 @@ def get_op(domain: str, name: str) -> Op:
     return found
 
 
-_loaded = False
+_loading = threading.RLock()
+_started = _loaded = False
 
 
 def load_all() -> None:
-    """Import every family once; they register themselves."""
-    global _loaded
-    if not _loaded:
-        _loaded = True
-        from venturi.ops import families  # noqa: F401
+    """Import every family once; they register themselves. Threads that come meanwhile wait for the whole table."""
+    global _started, _loaded
+    if _loaded:
+        return
+    with _loading:
+        if not _started:
+            _started = True
+            from venturi.ops import families  # noqa: F401
+
+            _loaded = True
