@@ -84,7 +84,7 @@ BAD = {
     "binary-beyond": (x(data=None, parameters={"binary_data_size": 16}), 400, "unexpected size for input 'x'"),
     "binary-negative": (x(data=None, parameters={"binary_data_size": -1}), 400, "unexpected size for input 'x'"),
     "parameters-list": (x(parameters=[]), 400, "must have|'parameters'|"),
-    "shared-memory": (x(data=None, parameters={"shared_memory_region": "r"}), 501, "shared memory"),
+    "shared-memory": (x(data=None, parameters={"shared_memory_region": "r"}), 400, "shared_memory_byte_size"),
     "twice": ({"inputs": x()["inputs"] * 2}, 400, "input 'x' already exists"),
     "outputs-object": ({**x(), "outputs": {}}, 400, "'outputs'"),
     "wrong-output": ({**x(), "outputs": [{"name": "z"}]}, 400, "unexpected inference output 'z'"),

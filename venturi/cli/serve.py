@@ -35,6 +35,7 @@ def serve(
     ] = False,
     default_max_batch_size: Annotated[int, typer.Option(min=0, help="For models whose batch axis is free.")] = 4,
     http_max_input_size: Annotated[int, typer.Option(min=1, help="Bytes of JSON or decompressed body.")] = 64 << 20,
+    allow_client_shm: Annotated[bool, typer.Option(help="Let clients register this machine's shared memory.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the addresses as JSON when ready.")] = False,
 ) -> None:
     """Serve models to KServe v2 clients over HTTP and gRPC until SIGINT or SIGTERM."""
@@ -54,6 +55,7 @@ def serve(
         http_port if allow_http else None, grpc_port if allow_grpc else None, metrics_port if allow_metrics else None,
         Mode(model_control_mode), tuple(load_model or ()), repository_poll_secs, server_id, exit_on_error,
         exit_timeout_secs, not disable_auto_complete_config, default_max_batch_size, http_max_input_size,
+        allow_client_shm,
     )  # fmt: skip
 
     def ready(running: Running) -> None:

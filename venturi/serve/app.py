@@ -41,6 +41,7 @@ class ServeConfig:
     complete_config: bool = True
     default_max_batch: int = 4
     max_input_bytes: int = 64 << 20
+    allow_shared_memory: bool = False
 
 
 @dataclass
@@ -80,7 +81,7 @@ async def start(config: ServeConfig) -> Running:
         config.repositories, {"venturi": EngineKind()}, config.mode,
         complete=config.complete_config, default_max_batch=config.default_max_batch,
     )  # fmt: skip
-    core = Core(repository, config.name)
+    core = Core(repository, config.name, allow_shared_memory=config.allow_shared_memory)
     running = Running(core)
     await _listen_http(running, "http", config.host, config.http_port, HttpApp(core, config.max_input_bytes))
     await _listen_http(running, "metrics", config.host, config.metrics_port, MetricsApp(core))

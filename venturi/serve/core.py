@@ -9,18 +9,20 @@ from venturi.serve.config import config_from_json, message_json
 from venturi.serve.errors import invalid, unavailable
 from venturi.serve.repository import Mode, Repository
 from venturi.serve.served import ServedVersion
+from venturi.serve.shared_memory import Regions
 
 EXTENSIONS = (
-    "classification", "model_repository", "model_configuration", "binary_tensor_data", "parameters", "statistics",
-    "schedule_policy",
+    "classification", "model_repository", "model_configuration", "system_shared_memory", "binary_tensor_data",
+    "parameters", "statistics", "schedule_policy",
 )  # fmt: skip
 
 
 class Core:
     """`load` and `unload` run on the event loop, the rest anywhere. `exiting` refuses new work."""
 
-    def __init__(self, repository: Repository, name: str = "venturi") -> None:
+    def __init__(self, repository: Repository, name: str = "venturi", *, allow_shared_memory: bool = False) -> None:
         self.repository = repository
+        self.regions = Regions(allow_shared_memory)
         self.name = name
         self.exiting = False
         self.started = False

@@ -24,14 +24,23 @@ class Tensor:
         return tuple(self.data.shape)
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies in a registered region of shared memory, in bytes."""
+
+    region: str
+    offset: int
+    byte_size: int
+
+
 @dataclass(slots=True)
 class RequestedOutput:
-    """`classes` > 0 asks for the best k as strings; `region` for the result in shared memory (name, offset, size)."""
+    """`classes` > 0 asks for the best k as strings; `place` for the result in shared memory."""
 
     name: str
     binary: bool = False
     classes: int = 0
-    region: tuple[str, int, int] | None = None
+    place: Place | None = None
 
 
 @dataclass(slots=True)

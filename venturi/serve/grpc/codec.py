@@ -8,8 +8,9 @@ import numpy as np
 from tritonclient.grpc import service_pb2 as pb
 
 from venturi.serve.classification import classify
-from venturi.serve.errors import ServeError, invalid, unsupported
+from venturi.serve.errors import ServeError, invalid
 from venturi.serve.request import InferRequest, InferResponse, Parameter, RequestedOutput, Tensor
+from venturi.serve.shared_memory import Regions, read_place, write_place
 from venturi.serve.tensors import BYTES, DATATYPES, from_bytes, to_bytes
 from venturi.serve.validation import Signature
 
@@ -22,33 +23,42 @@ EMPTY_FINAL = "triton_enable_empty_final_response"
 _OWN = {"sequence_id", "sequence_start", "sequence_end", "priority", "timeout"}
 
 
-def decode_infer(message: Any) -> InferRequest:
+def decode_infer(message: Any, regions: Regions) -> InferRequest:
     """Raises ServeError that names the field."""
     request = InferRequest(message.model_name, message.model_version, {}, id=message.id)
     try:
         _read_parameters(message.parameters, request)
         raw = message.raw_input_contents
-        if raw and len(raw) != len(message.inputs):
-            raise invalid(f"expected {len(message.inputs)} raw_input_contents, one an input, got {len(raw)}")
-        for i, item in enumerate(message.inputs):
+        shared = [i for i in message.inputs if "shared_memory_region" in i.parameters]
+        if raw and len(raw) != len(message.inputs) - len(shared):
+            expected = len(message.inputs) - len(shared)
+            raise invalid(f"expected {expected} raw_input_contents, one an input, got {len(raw)}")
+        left = iter(raw)
+        for item in message.inputs:
             if item.name in request.inputs:
                 raise invalid(f"input '{item.name}' already exists in request")
-            request.inputs[item.name] = _input(item, raw[i] if raw else None)
+            given = None if not raw or item in shared else next(left)
+            request.inputs[item.name] = _input(item, given, regions)
         request.outputs = [_output(o) for o in message.outputs]
     except ServeError as exc:
         raise ServeError(exc.status, request.label + exc.message) from exc
     return request
 
 
-def encode_infer(response: InferResponse, request: InferRequest, s: Signature, version: int) -> Any:
-    """Always as raw bytes."""
+def encode_infer(response: InferResponse, request: InferRequest, s: Signature, version: int, regions: Regions) -> Any:
+    """Always as raw bytes; nothing for a tensor in shared memory."""
     out = pb.ModelInferResponse(model_name=s.model, model_version=str(version), id=request.id)
     for spec in request.outputs or [RequestedOutput(n) for n in response.outputs]:
         tensor = response.outputs[spec.name]
         if spec.classes:
             tensor = classify(tensor, spec.classes, s.outputs[spec.name].labels, batched=s.max_batch > 0)
-        out.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
-        out.raw_output_contents.append(to_bytes(tensor.data, tensor.datatype))
+        target = out.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+        if spec.place is None:
+            out.raw_output_contents.append(to_bytes(tensor.data, tensor.datatype))
+            continue
+        out.raw_output_contents.append(b"")
+        for key, value in write_place(regions, spec.place, tensor).items():
+            set_parameter(target.parameters[key], value)
     for key, value in response.parameters.items():
         set_parameter(out.parameters[key], value)
     return out
@@ -73,7 +83,7 @@ def parameter_value(given: Any) -> Parameter:
     return value
 
 
-def _input(item: Any, raw: bytes | None) -> Tensor:
+def _input(item: Any, raw: bytes | None, regions: Regions) -> Tensor:
     name, datatype, shape = item.name, item.datatype, list(item.shape)
     if datatype not in DATATYPES:
         raise invalid(f"input '{name}' has datatype {datatype!r}, expected one of {', '.join(DATATYPES)}")
@@ -84,8 +94,10 @@ def _input(item: Any, raw: bytes | None) -> Tensor:
             raise invalid(f"input '{name}' has shape {shape}: dimensions must not be negative")
     if total >= 1 << 48:
         raise invalid(f"input '{name}' has shape {shape}, which is too large")
-    if "shared_memory_region" in item.parameters:
-        raise unsupported(f"input '{name}' is in shared memory, which this server does not offer yet")
+    place = read_place(_plain(item.parameters), f"input '{name}'")
+    if place is not None:
+        view = regions.view(place.region, place.offset, place.byte_size)
+        return Tensor(name, datatype, from_bytes(name, datatype, shape, view))
     if raw is not None:
         if item.HasField("contents"):
             raise invalid(f"contents field must not be specified when using raw_input_contents for '{name}'")
@@ -117,12 +129,17 @@ def _from_contents(item: Any, shape: list[int]) -> np.ndarray[Any, Any]:
 
 
 def _output(item: Any) -> RequestedOutput:
-    if "shared_memory_region" in item.parameters:
-        raise unsupported(f"output '{item.name}' is wanted in shared memory, which this server does not offer yet")
+    place = read_place(_plain(item.parameters), f"output '{item.name}'")
     classes = item.parameters["classification"].int64_param if "classification" in item.parameters else 0
     if classes < 0:
         raise invalid(f"'classification' of output '{item.name}' must be a number of classes, got {classes}")
-    return RequestedOutput(item.name, True, classes)
+    if place is not None and classes:
+        raise invalid(f"output '{item.name}' in shared memory can not have 'classification'")
+    return RequestedOutput(item.name, True, classes, place)
+
+
+def _plain(parameters: Any) -> dict[str, Parameter]:
+    return {k: parameter_value(v) for k, v in parameters.items()}
 
 
 def _read_parameters(given: Any, request: InferRequest) -> None:

@@ -24,6 +24,7 @@ from venturi.serve.grpc.codec import decode_infer, encode_infer
 from venturi.serve.request import InferRequest
 from venturi.serve.schedulers.driver import Result
 from venturi.serve.served import ServedVersion
+from venturi.serve.shared_memory import Regions
 
 Context = Any
 MAX_THREADS = 128
@@ -54,8 +55,9 @@ def _answers(method: Callable[[Any, Any, Context], Any]) -> Callable[[Any, Any, 
 class Waiter:
     """One answer, handed from the thread that has it to the one that waits."""
 
-    def __init__(self, served: ServedVersion, request: InferRequest) -> None:
+    def __init__(self, served: ServedVersion, request: InferRequest, regions: Regions) -> None:
         self._served = served
+        self._regions = regions
         self._request = request
         self._ready = threading.Lock()
         self._ready.acquire()
@@ -71,7 +73,8 @@ class Waiter:
         self._ready.acquire()
         if self._result is None or isinstance(self._result, ServeError):
             raise self._result or unavailable("no answer")
-        return encode_infer(self._result, self._request, self._served.signature, self._served.version)
+        served = self._served
+        return encode_infer(self._result, self._request, served.signature, served.version, self._regions)
 
     def cancel(self) -> None:
         self._served.driver.cancel(self._request)
@@ -148,10 +151,17 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
 
     @_answers
     def SystemSharedMemoryStatus(self, request: Any, context: Context) -> Any:
-        return pb.SystemSharedMemoryStatusResponse()
+        found = {r["name"]: r for r in self._core.regions.status(request.name)}
+        return ParseDict({"regions": found}, pb.SystemSharedMemoryStatusResponse())
+
+    @_answers
+    def SystemSharedMemoryRegister(self, request: Any, context: Context) -> Any:
+        self._core.regions.register(request.name, request.key, request.offset, request.byte_size)
+        return pb.SystemSharedMemoryRegisterResponse()
 
     @_answers
     def SystemSharedMemoryUnregister(self, request: Any, context: Context) -> Any:
+        self._core.regions.unregister(request.name)
         return pb.SystemSharedMemoryUnregisterResponse()
 
     @_answers
@@ -211,9 +221,9 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
     def _start(self, message: Any) -> Waiter:
         started = time.perf_counter_ns()
         served = self._core.find(message.model_name, message.model_version)
-        request = decode_infer(message)
+        request = decode_infer(message, self._core.regions)
         request.times.start = started
-        return Waiter(served, request)
+        return Waiter(served, request, self._core.regions)
 
     def _on_loop(self, coroutine: Any) -> None:
         asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(_LOAD_TIMEOUT_S)

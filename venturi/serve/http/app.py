@@ -14,11 +14,10 @@ import orjson
 from venturi.core.log import logger
 from venturi.serve.core import Core
 from venturi.serve.errors import ServeError, invalid
-from venturi.serve.http.codec import HEADER_LENGTH, Decoded, decode_infer, decompress, encode_infer
+from venturi.serve.http.codec import HEADER_LENGTH, decode_infer, decompress, encode_infer
 from venturi.serve.http.routes import MethodNotAllowed, find_route
 from venturi.serve.metrics import CONTENT_TYPE, render
 from venturi.serve.request import InferResponse
-from venturi.serve.served import ServedVersion
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -96,11 +95,14 @@ class HttpApp:
         self, name: str, version: str, headers: Headers, body: bytes, started: int, receive: Receive, send: Send
     ) -> None:  # fmt: skip
         served = self._core.find(name, version)
-        decoded = decode_infer(headers, body, served.signature, name, version, self._max_input_bytes)
+        decoded = decode_infer(
+            headers, body, served.signature, name, version, self._core.regions, self._max_input_bytes
+        )
         decoded.request.times.start = started
         answer = served.infer(decoded.request)
         response = await _answered(answer, receive)
-        await _send_infer(send, served, decoded, response, headers.get(b"accept-encoding", b""))
+        encoded = encode_infer(response, decoded, served.signature, served.version, self._core.regions)
+        await _send_infer(send, *encoded, headers.get(b"accept-encoding", b""))
 
 
 async def _answered(answer: asyncio.Future[InferResponse], receive: Receive) -> InferResponse:
@@ -128,10 +130,7 @@ async def _answered(answer: asyncio.Future[InferResponse], receive: Receive) -> 
             task.cancel()
 
 
-async def _send_infer(
-    send: Send, served: ServedVersion, decoded: Decoded, response: InferResponse, accepted: bytes
-) -> None:  # fmt: skip
-    head, blobs = encode_infer(response, decoded, served.signature, served.version)
+async def _send_infer(send: Send, head: bytes, blobs: list[bytes], accepted: bytes) -> None:
     headers = [_JSON]
     if blobs:
         headers = [(b"content-type", b"application/octet-stream"), (HEADER_LENGTH, b"%d" % len(head))]

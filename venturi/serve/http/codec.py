@@ -12,6 +12,7 @@ import orjson
 from venturi.serve.classification import classify
 from venturi.serve.errors import ServeError, invalid, unsupported
 from venturi.serve.request import InferRequest, InferResponse, Parameter, RequestedOutput, Tensor
+from venturi.serve.shared_memory import Regions, read_place, write_place
 from venturi.serve.tensors import BYTES, DATATYPES, from_bytes, from_numbers, to_bytes, to_numbers
 from venturi.serve.validation import Signature
 
@@ -61,7 +62,13 @@ def parse_json(data: bytes | memoryview, limit: int = MAX_JSON) -> dict[str, Any
 
 
 def decode_infer(
-    headers: Mapping[bytes, bytes], body: bytes, s: Signature, name: str, version: str, limit: int = MAX_JSON
+    headers: Mapping[bytes, bytes],
+    body: bytes,
+    s: Signature,
+    name: str,
+    version: str,
+    regions: Regions,
+    limit: int = MAX_JSON,
 ) -> Decoded:
     """Raises ServeError that names the field."""
     given = headers.get(HEADER_LENGTH)
@@ -78,7 +85,7 @@ def decode_infer(
         binary = _read_parameters(header.get("parameters"), request)
         at = 0
         for item in _objects(header, "inputs"):
-            tensor, used = _input(item, rest[at:])
+            tensor, used = _input(item, rest[at:], regions)
             at += used
             if tensor.name in request.inputs:
                 raise invalid(f"input '{tensor.name}' already exists in request")
@@ -92,7 +99,9 @@ def decode_infer(
     return Decoded(request, binary)
 
 
-def encode_infer(response: InferResponse, decoded: Decoded, s: Signature, version: int) -> tuple[bytes, list[bytes]]:
+def encode_infer(
+    response: InferResponse, decoded: Decoded, s: Signature, version: int, regions: Regions
+) -> tuple[bytes, list[bytes]]:
     """(JSON, binary tensors); the body is all of them in a row."""
     request = decoded.request
     head: dict[str, Any] = {"model_name": s.model, "model_version": str(version)}
@@ -107,7 +116,9 @@ def encode_infer(response: InferResponse, decoded: Decoded, s: Signature, versio
         if spec.classes:
             tensor = classify(tensor, spec.classes, s.outputs[spec.name].labels, batched=s.max_batch > 0)
         item: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
-        if spec.binary:
+        if spec.place is not None:
+            item["parameters"] = write_place(regions, spec.place, tensor)
+        elif spec.binary:
             blobs.append(to_bytes(tensor.data, tensor.datatype))
             item["parameters"] = {"binary_data_size": len(blobs[-1])}
         else:
@@ -163,7 +174,7 @@ def _string(item: Mapping[str, Any], field: str) -> str:
     return value
 
 
-def _input(item: dict[str, Any], rest: memoryview) -> tuple[Tensor, int]:
+def _input(item: dict[str, Any], rest: memoryview, regions: Regions) -> tuple[Tensor, int]:
     """(tensor, bytes of `rest` it took)."""
     name = _string(item, "name")
     if not name:
@@ -175,8 +186,12 @@ def _input(item: dict[str, Any], rest: memoryview) -> tuple[Tensor, int]:
     parameters = item.get("parameters") or {}
     if not isinstance(parameters, dict):
         raise invalid(f"Unable to parse 'parameters' of input '{name}': expected an object")
-    if "shared_memory_region" in parameters:
-        raise unsupported(f"input '{name}' is in shared memory, which this server does not offer yet")
+    place = read_place(parameters, f"input '{name}'")
+    if place is not None:
+        if "data" in item or "binary_data_size" in parameters:
+            raise invalid(f"input '{name}' must have only one of 'data', 'binary_data_size' and a shared memory region")
+        view = regions.view(place.region, place.offset, place.byte_size)
+        return Tensor(name, datatype, from_bytes(name, datatype, shape, view)), 0
     size = parameters.get("binary_data_size")
     if size is None:
         if "data" not in item:
@@ -205,15 +220,16 @@ def _output(item: dict[str, Any]) -> RequestedOutput:
     parameters = item.get("parameters") or {}
     if not name or not isinstance(parameters, dict):
         raise invalid("Unable to parse 'outputs': each needs a 'name', and 'parameters' must be an object")
-    if "shared_memory_region" in parameters:
-        raise unsupported(f"output '{name}' is wanted in shared memory, which this server does not offer yet")
+    place = read_place(parameters, f"output '{name}'")
     classes = parameters.get("classification", 0)
     if type(classes) is not int or classes < 0:
         raise invalid(f"'classification' of output '{name}' must be a number of classes, got {classes!r}")
     binary = parameters.get("binary_data", False)
     if not isinstance(binary, bool):
         raise invalid(f"'binary_data' of output '{name}' must be true or false, got {binary!r}")
-    return RequestedOutput(name, binary, classes)
+    if place is not None and (classes or binary):
+        raise invalid(f"output '{name}' in shared memory can have neither 'classification' nor 'binary_data'")
+    return RequestedOutput(name, binary, classes, place)
 
 
 def _read_parameters(given: object, request: InferRequest) -> bool:

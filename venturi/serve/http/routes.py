@@ -101,17 +101,36 @@ async def _unload(core: Core, names: tuple[str, ...], body: bytes) -> Reply:
     return Reply()
 
 
-async def _no_shared_memory(core: Core, names: tuple[str, ...], body: bytes) -> Reply:
+async def _register(core: Core, names: tuple[str, ...], body: bytes) -> Reply:
+    given = parse_json(body)
+    key, offset, size = given.get("key"), given.get("offset", 0), given.get("byte_size")
+    if not isinstance(key, str) or type(offset) is not int or type(size) is not int:
+        raise invalid(f"registering region '{names[0]}' needs 'key', a string, and 'byte_size', a number")
+    core.regions.register(names[0], key, offset, size)
     return Reply()
 
 
-async def _no_regions(core: Core, names: tuple[str, ...], body: bytes) -> Reply:
+async def _unregister(core: Core, names: tuple[str, ...], body: bytes) -> Reply:
+    core.regions.unregister(*names)
+    return Reply()
+
+
+async def _regions(core: Core, names: tuple[str, ...], body: bytes) -> Reply:
+    return Reply(body=core.regions.status(*names))
+
+
+async def _unregister_cuda(core: Core, names: tuple[str, ...], body: bytes) -> Reply:
+    return Reply()
+
+
+async def _cuda_regions(core: Core, names: tuple[str, ...], body: bytes) -> Reply:
     return Reply(body=[])
 
 
 _M = ("v2", "models", None)
 _MV = (*_M, "versions", None)
 _R = ("v2", "repository")
+_SHM = ("v2", "systemsharedmemory")
 GET, POST = ("GET",), ("POST",)
 ROUTES = (
     Route(GET, ("v2", "health", "live"), _live),
@@ -125,11 +144,11 @@ ROUTES = (
     *(Route(POST, (*base, "index"), _index) for base in (_R, (*_R, None))),
     Route(POST, (*_R, "models", None, "load"), _load),
     Route(POST, (*_R, "models", None, "unload"), _unload),
-    *(
-        Route(POST, ("v2", kind, "unregister"), _no_shared_memory)
-        for kind in ("systemsharedmemory", "cudasharedmemory")
-    ),
-    *(Route(GET, ("v2", kind, "status"), _no_regions) for kind in ("systemsharedmemory", "cudasharedmemory")),
+    Route(POST, (*_SHM, "region", None, "register"), _register),
+    *(Route(POST, (*base, "unregister"), _unregister) for base in (_SHM, (*_SHM, "region", None))),
+    *(Route(GET, (*base, "status"), _regions) for base in (_SHM, (*_SHM, "region", None))),
+    Route(POST, ("v2", "cudasharedmemory", "unregister"), _unregister_cuda),
+    Route(GET, ("v2", "cudasharedmemory", "status"), _cuda_regions),
 )
 
 
