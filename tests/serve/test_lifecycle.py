@@ -344,3 +344,35 @@ def test_wrong_arguments(arguments, text):
     done = subprocess.run([sys.executable, "-m", "venturi", "serve", *arguments, *ports], capture_output=True, text=True, timeout=120)  # fmt: skip
     assert done.returncode == 1
     assert text in " ".join((done.stdout + done.stderr).split())
+
+
+class Timed(Slow):
+    """Sleeps for `seconds` in every run, and keeps the threads it ran on."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate.set()
+        self.seconds = 0.0
+        self.threads = []
+
+    def execute(self, requests):
+        self.threads.append(threading.current_thread().name)
+        time.sleep(self.seconds)
+        return super().execute(requests)
+
+
+def test_fast_models_run_where_the_request_is_until_they_are_slow():
+    async def main():
+        model = Timed()
+        driver = Loop(OneByOne(), [Instance("i", model)], ModelStatistics())
+        for _ in range(60):
+            await driver.ask(request())
+        assert model.threads[0] == "venturi-i"
+        assert model.threads[-1] == threading.current_thread().name
+        model.seconds = 0.005
+        for _ in range(4):
+            await driver.ask(request())
+        assert model.threads[-1] == "venturi-i"
+        await driver.drain()
+
+    run(main())

@@ -117,7 +117,7 @@ def encode_infer(
             tensor = classify(tensor, spec.classes, s.outputs[spec.name].labels, batched=s.max_batch > 0)
         item: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
         if spec.place is not None:
-            item["parameters"] = write_place(regions, spec.place, tensor)
+            write_place(regions, spec.place, tensor)
         elif spec.binary:
             blobs.append(to_bytes(tensor.data, tensor.datatype))
             item["parameters"] = {"binary_data_size": len(blobs[-1])}
