@@ -152,7 +152,7 @@ def _bind(host: str, port: int, name: str) -> socket.socket:
 async def _listen_grpc(running: Running, config: ServeConfig) -> None:
     if config.grpc_port is None:
         return
-    server = make_server(running.core, asyncio.get_running_loop())
+    server = make_server(running.core)
     host = f"[{config.host}]" if ":" in config.host else config.host
     try:
         running.ports["grpc"] = server.add_insecure_port(f"{host}:{config.grpc_port}")
@@ -160,9 +160,5 @@ async def _listen_grpc(running: Running, config: ServeConfig) -> None:
         raise DeviceError(
             f"cannot listen on {config.host}:{config.grpc_port}: {exc}; choose another --grpc-port"
         ) from exc
-    server.start()
-
-    async def stop() -> None:
-        await asyncio.to_thread(server.stop(1.0).wait)
-
-    running._stops.append(stop)
+    await server.start()
+    running._stops.append(lambda: server.stop(1.0))

@@ -1,14 +1,11 @@
-"""GRPCInferenceService and the health service, on grpcio's thread pool: a thread a request in progress."""
+"""GRPCInferenceService and the health service on grpc.aio."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
-import queue
-import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -19,118 +16,74 @@ from tritonclient.grpc import service_pb2 as pb
 
 from venturi.core.log import logger
 from venturi.serve.core import Core
-from venturi.serve.errors import ServeError, invalid, unavailable, unsupported
+from venturi.serve.errors import ServeError, invalid, unsupported
 from venturi.serve.grpc.codec import decode_infer, encode_infer
-from venturi.serve.request import InferRequest
-from venturi.serve.schedulers.driver import Result
-from venturi.serve.served import ServedVersion
-from venturi.serve.shared_memory import Regions
 
 Context = Any
-MAX_THREADS = 128
-MAX_STREAM_BACKLOG = 256
 _MAX_MESSAGE = (1 << 31) - 1
-_LOAD_TIMEOUT_S = 3600.0
 
 
-def _answers(method: Callable[[Any, Any, Context], Any]) -> Callable[[Any, Any, Context], Any]:
+def _answers(method: Callable[[Any, Any, Context], Awaitable[Any]]) -> Callable[[Any, Any, Context], Awaitable[Any]]:
     """ServeErrors become statuses; anything else is logged and becomes INTERNAL."""
 
     @functools.wraps(method)
-    def wrapped(self: Any, request: Any, context: Context) -> Any:
+    async def wrapped(self: Any, request: Any, context: Context) -> Any:
         try:
-            return method(self, request, context)
+            return await method(self, request, context)
         except ServeError as exc:
-            code, text = getattr(grpc.StatusCode, exc.status.grpc), exc.message
+            await context.abort(getattr(grpc.StatusCode, exc.status.grpc), exc.message)
+        except (asyncio.CancelledError, grpc.aio.AbortError):
+            raise
         except Exception as exc:
             logger.exception("a gRPC request failed")
-            code, text = grpc.StatusCode.INTERNAL, f"{type(exc).__name__}: {exc}"
-        context.set_code(code)
-        context.set_details(text)
-        return None
+            await context.abort(grpc.StatusCode.INTERNAL, f"{type(exc).__name__}: {exc}")
 
     return wrapped
 
 
-class Waiter:
-    """One answer, handed from the thread that has it to the one that waits."""
-
-    def __init__(self, served: ServedVersion, request: InferRequest, regions: Regions) -> None:
-        self._served = served
-        self._regions = regions
-        self._request = request
-        self._ready = threading.Lock()
-        self._ready.acquire()
-        self._result: Result | None = None
-        served.submit(request, self._done)
-
-    @property
-    def is_done(self) -> bool:
-        return self._result is not None
-
-    def wait(self) -> Any:
-        """The response as a message. Raises the ServeError that it failed with."""
-        self._ready.acquire()
-        if self._result is None or isinstance(self._result, ServeError):
-            raise self._result or unavailable("no answer")
-        served = self._served
-        return encode_infer(self._result, self._request, served.signature, served.version, self._regions)
-
-    def cancel(self) -> None:
-        self._served.driver.cancel(self._request)
-
-    def _done(self, result: Result) -> None:
-        self._result = result
-        self._ready.release()
-
-
-Pending = tuple[str, Waiter | ServeError]
-
-
 class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """One method a remote procedure. `loop` is where models are loaded and unloaded."""
+    """One method a remote procedure."""
 
-    def __init__(self, core: Core, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, core: Core) -> None:
         self._core = core
-        self._loop = loop
 
     @_answers
-    def ServerLive(self, request: Any, context: Context) -> Any:
+    async def ServerLive(self, request: Any, context: Context) -> Any:
         return pb.ServerLiveResponse(live=not self._core.exiting)
 
     @_answers
-    def ServerReady(self, request: Any, context: Context) -> Any:
+    async def ServerReady(self, request: Any, context: Context) -> Any:
         return pb.ServerReadyResponse(ready=self._core.is_ready)
 
     @_answers
-    def ModelReady(self, request: Any, context: Context) -> Any:
+    async def ModelReady(self, request: Any, context: Context) -> Any:
         self._core.find(request.name, request.version)
         return pb.ModelReadyResponse(ready=True)
 
     @_answers
-    def ServerMetadata(self, request: Any, context: Context) -> Any:
+    async def ServerMetadata(self, request: Any, context: Context) -> Any:
         return pb.ServerMetadataResponse(**self._core.metadata())
 
     @_answers
-    def ModelMetadata(self, request: Any, context: Context) -> Any:
+    async def ModelMetadata(self, request: Any, context: Context) -> Any:
         return ParseDict(self._core.model_metadata(request.name, request.version), pb.ModelMetadataResponse())
 
     @_answers
-    def ModelConfig(self, request: Any, context: Context) -> Any:
+    async def ModelConfig(self, request: Any, context: Context) -> Any:
         config = model_config_pb2.ModelConfig()
         config.CopyFrom(self._core.find(request.name, request.version).config)
         return pb.ModelConfigResponse(config=config)
 
     @_answers
-    def ModelStatistics(self, request: Any, context: Context) -> Any:
+    async def ModelStatistics(self, request: Any, context: Context) -> Any:
         return ParseDict(self._core.statistics(request.name, request.version), pb.ModelStatisticsResponse())
 
     @_answers
-    def RepositoryIndex(self, request: Any, context: Context) -> Any:
+    async def RepositoryIndex(self, request: Any, context: Context) -> Any:
         return ParseDict({"models": self._core.repository.index(request.ready)}, pb.RepositoryIndexResponse())
 
     @_answers
-    def RepositoryModelLoad(self, request: Any, context: Context) -> Any:
+    async def RepositoryModelLoad(self, request: Any, context: Context) -> Any:
         config = None
         for key, value in request.parameters.items():
             if key.startswith("file:"):
@@ -141,116 +94,88 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
                 config = orjson.loads(value.string_param)
             except orjson.JSONDecodeError as exc:
                 raise invalid(f"load parameter 'config' must be a string of JSON: {exc}") from exc
-        self._on_loop(self._core.load(request.model_name, config))
+        await self._core.load(request.model_name, config)
         return pb.RepositoryModelLoadResponse()
 
     @_answers
-    def RepositoryModelUnload(self, request: Any, context: Context) -> Any:
-        self._on_loop(self._core.unload(request.model_name))
+    async def RepositoryModelUnload(self, request: Any, context: Context) -> Any:
+        await self._core.unload(request.model_name)
         return pb.RepositoryModelUnloadResponse()
 
     @_answers
-    def SystemSharedMemoryStatus(self, request: Any, context: Context) -> Any:
+    async def SystemSharedMemoryStatus(self, request: Any, context: Context) -> Any:
         found = {r["name"]: r for r in self._core.regions.status(request.name)}
         return ParseDict({"regions": found}, pb.SystemSharedMemoryStatusResponse())
 
     @_answers
-    def SystemSharedMemoryRegister(self, request: Any, context: Context) -> Any:
+    async def SystemSharedMemoryRegister(self, request: Any, context: Context) -> Any:
         self._core.regions.register(request.name, request.key, request.offset, request.byte_size)
         return pb.SystemSharedMemoryRegisterResponse()
 
     @_answers
-    def SystemSharedMemoryUnregister(self, request: Any, context: Context) -> Any:
+    async def SystemSharedMemoryUnregister(self, request: Any, context: Context) -> Any:
         self._core.regions.unregister(request.name)
         return pb.SystemSharedMemoryUnregisterResponse()
 
     @_answers
-    def CudaSharedMemoryStatus(self, request: Any, context: Context) -> Any:
+    async def CudaSharedMemoryStatus(self, request: Any, context: Context) -> Any:
         return pb.CudaSharedMemoryStatusResponse()
 
     @_answers
-    def CudaSharedMemoryUnregister(self, request: Any, context: Context) -> Any:
+    async def CudaSharedMemoryUnregister(self, request: Any, context: Context) -> Any:
         return pb.CudaSharedMemoryUnregisterResponse()
 
     @_answers
-    def ModelInfer(self, request: Any, context: Context) -> Any:
-        waiter = self._start(request)
-        if not waiter.is_done:
-            context.add_callback(waiter.cancel)
-        return waiter.wait()
+    async def ModelInfer(self, message: Any, context: Context) -> Any:
+        return await self._infer(message)
 
-    def ModelStreamInfer(self, requests: Iterator[Any], context: Context) -> Iterator[Any]:
-        """Requests run as they come, answers come in the order of the requests; an error does not end the stream."""
-        backlog: queue.Queue[Pending | None] = queue.Queue(MAX_STREAM_BACKLOG)
-        ended = threading.Event()
+    async def ModelStreamInfer(self, messages: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
+        """Requests run at once, answers come in the order of the requests; an error does not end the stream."""
+        pending: asyncio.Queue[asyncio.Task[Any] | None] = asyncio.Queue(maxsize=1024)
 
-        def offer(item: Pending | None) -> None:
-            while not ended.is_set():
-                try:
-                    return backlog.put(item, timeout=0.5)
-                except queue.Full:
-                    continue
-
-        def read() -> None:
+        async def read() -> None:
             try:
-                for message in requests:
-                    offer(self._pending(message))
-            except grpc.RpcError:
-                return
+                async for message in messages:
+                    await pending.put(asyncio.ensure_future(self._stream_answer(message)))
             finally:
-                offer(None)
+                await pending.put(None)
 
-        threading.Thread(target=read, name="venturi-stream", daemon=True).start()
-        context.add_callback(ended.set)
+        reader = asyncio.ensure_future(read())
         try:
-            while (item := backlog.get()) is not None:
-                yield _stream_answer(*item)
+            while (task := await pending.get()) is not None:
+                yield await task
         finally:
-            ended.set()
-            while not backlog.empty():
-                left = backlog.get_nowait()
-                if left is not None and isinstance(left[1], Waiter):
-                    left[1].cancel()
+            reader.cancel()
+            while not pending.empty():
+                left = pending.get_nowait()
+                if left is not None:
+                    left.cancel()
 
-    def _pending(self, message: Any) -> Pending:
+    async def _stream_answer(self, message: Any) -> Any:
         try:
-            return message.id, self._start(message)
+            response = await self._infer(message)
         except ServeError as exc:
-            return message.id, exc
+            return pb.ModelStreamInferResponse(
+                error_message=exc.message, infer_response=pb.ModelInferResponse(id=message.id)
+            )
+        response.parameters["triton_final_response"].bool_param = True
+        return pb.ModelStreamInferResponse(infer_response=response)
 
-    def _start(self, message: Any) -> Waiter:
+    async def _infer(self, message: Any) -> Any:
         started = time.perf_counter_ns()
         served = self._core.find(message.model_name, message.model_version)
         request = decode_infer(message, self._core.regions)
         request.times.start = started
-        return Waiter(served, request, self._core.regions)
-
-    def _on_loop(self, coroutine: Any) -> None:
-        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(_LOAD_TIMEOUT_S)
+        response = await served.infer(request)
+        return encode_infer(response, request, served.signature, served.version, self._core.regions)
 
 
-def _stream_answer(request_id: str, item: Waiter | ServeError) -> Any:
-    try:
-        if isinstance(item, ServeError):
-            raise item
-        response = item.wait()
-    except ServeError as exc:
-        empty = pb.ModelInferResponse(id=request_id)
-        return pb.ModelStreamInferResponse(error_message=exc.message, infer_response=empty)
-    response.parameters["triton_final_response"].bool_param = True
-    return pb.ModelStreamInferResponse(infer_response=response)
-
-
-def make_server(core: Core, loop: asyncio.AbstractEventLoop) -> Any:
-    """A grpc server with the services added, not yet bound to a port."""
-    options = [
-        ("grpc.max_send_message_length", _MAX_MESSAGE),
-        ("grpc.max_receive_message_length", _MAX_MESSAGE),
-        ("grpc.so_reuseport", 0),
-    ]
-    pool = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="venturi-grpc")
-    server = grpc.server(pool, options=options)
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(InferenceService(core, loop), server)
+def make_server(core: Core) -> Any:
+    """A grpc.aio server with the services added, not yet bound to a port."""
+    options = [("grpc.max_send_message_length", _MAX_MESSAGE), ("grpc.max_receive_message_length", _MAX_MESSAGE),
+               ("grpc.so_reuseport", 0)]  # fmt: skip
+    server = grpc.aio.server(options=options)
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(InferenceService(core), server)
     server.add_generic_rpc_handlers((_health(core),))
     return server
 
@@ -258,7 +183,7 @@ def make_server(core: Core, loop: asyncio.AbstractEventLoop) -> Any:
 def _health(core: Core) -> Any:
     """grpc.health.v1.Health/Check without its package: field 1 of the answer is 1 (serving) or 2."""
 
-    def check(request: bytes, context: Context) -> bytes:
+    async def check(request: bytes, context: Context) -> bytes:
         return b"\x08\x01" if core.is_ready else b"\x08\x02"
 
     handler = grpc.unary_unary_rpc_method_handler(check)

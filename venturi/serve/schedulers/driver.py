@@ -1,7 +1,7 @@
 """Applies a policy: hands batches to free instances, wakes up for delays and timeouts, answers what never runs.
 
-Thread-safe: requests come from the event loop and from gRPC's threads, batches end on the instances' threads. One
-lock guards the line and the counts; models run outside it.
+Thread-safe: requests may come from any thread, batches end on the instances' threads. One lock guards the line and the
+counts; models run outside it.
 """
 
 from __future__ import annotations
