@@ -10,7 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from venturi.backends.base import Backend, Config, Kernel, RegionView, Tactic, disagreement, region_ulps
+from venturi.backends.base import (
+    Backend,
+    Config,
+    Kernel,
+    RegionView,
+    Tactic,
+    disagreement,
+    masks_operands,
+    region_ulps,
+)
 from venturi.core.errors import TuningError, VenturiError
 from venturi.core.log import logger
 from venturi.tuning.cache import Measurement, TimingCache
@@ -135,7 +144,7 @@ class Tuner:
         with self.backend.exact():
             want = reference_kernel.run(*args)
             want_poisoned = reference_kernel.run(*poisoned)
-        ulps = region_ulps(region)
+        ulps, hides = region_ulps(region), masks_operands(region)
         measured: list[tuple[Measurement, Kernel]] = []
         out_of_time = False
         for tactic, config in candidates:
@@ -148,7 +157,7 @@ class Tuner:
                 reason = None
                 if kernel is not reference_kernel:
                     reason = disagreement(kernel.run(*args), want, ulps)
-                    reason = reason or disagreement(kernel.run(*poisoned), want_poisoned, ulps)
+                    reason = reason or disagreement(kernel.run(*poisoned), want_poisoned, ulps, may_hide=hides)
             except (RuntimeError, ValueError, TypeError, IndexError, VenturiError) as exc:
                 reason = f"failed: {str(exc).splitlines()[0] if str(exc) else type(exc).__name__}"
             if reason:
