@@ -75,6 +75,8 @@ def _load(path: Path, type_proto: onnx.TypeProto) -> Any:
         return None
     tensor = onnx.TensorProto()
     tensor.ParseFromString(data)
+    if tensor.data_type == onnx.TensorProto.STRING:
+        return _text(numpy_helper.to_array(tensor).astype(object))
     return _text(ir.from_proto(tensor).numpy())
 
 

@@ -383,3 +383,11 @@ def test_first_loads_on_several_threads_at_once(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_empty_strings_whatever_numpy_takes_them_for() -> None:
+    net = vt.Network("strings")
+    net.output("y", net.string_concat(net.input("a", (2, 0), "string"), net.input("b", (2, 0), "string")))
+    engine = vt.build(net, device="cpu", opt_level=0)
+    for empty in (np.empty((2, 0)), np.empty((2, 0), dtype=object), np.array([[], []], dtype=str)):
+        assert engine.run({"a": empty, "b": empty})["y"].shape == (2, 0)

@@ -63,8 +63,8 @@ def to_torch(array: np.ndarray[Any, Any], dtype: DT | None = None) -> Any:
 
     Strings stay numpy object arrays. Read-only arrays are shared too: nothing writes to an input.
     """
-    if array.dtype.kind in "OUST":
-        return as_text(array)
+    if array.dtype.kind in "OUST" or (dtype == DT.STRING and not array.size):
+        return as_text(array)  # numpy takes an empty list of strings for floats
     logical = dtype or DT.from_numpy(array.dtype)
     if logical in _EXACT:
         return torch.from_numpy(array.astype(np.float32 if "FLOAT" in logical.name else np.int8)).to(STORAGE[logical])
