@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import queue
 import signal
 import socket
 import subprocess
@@ -21,6 +22,7 @@ import tritonclient.http as http_client
 from tritonclient.utils import InferenceServerException
 
 from tests.serve.running import DIGITS, add_engine, scaled, serving
+from venturi.serve import instance as instance_module
 from venturi.serve.errors import ServeError
 from venturi.serve.instance import Instance
 from venturi.serve.repository import Mode
@@ -180,6 +182,35 @@ def test_draining_answers_what_was_accepted_and_refuses_the_rest():
         assert all(a.done() and not a.exception() for a in answers)
 
     run(main())
+
+
+def test_giving_up_on_a_stuck_model_ends_the_loop():
+    model = Slow()
+
+    async def main():
+        driver = Loop(OneByOne(), [Instance("i", model)], ModelStatistics())
+        driver.ask(request())
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(driver.drain(), 0.1)
+
+    start = time.perf_counter()
+    run(main())
+    assert time.perf_counter() - start < 5
+    model.gate.set()
+
+
+def test_a_poll_that_fails_does_not_end_polling(tmp_path):
+    add_engine(tmp_path / "a", "scaled", scaled(2.0))
+    (tmp_path / "b").mkdir()
+    with serving(tmp_path / "a", tmp_path / "b", mode=Mode.POLL, poll_s=0.05) as running:
+        c = http_client.InferenceServerClient(running.url("http"))
+        (tmp_path / "b" / "scaled").mkdir()  # one name in two places
+        time.sleep(0.3)
+        (tmp_path / "b" / "scaled").rmdir()
+        add_engine(tmp_path / "b", "other", scaled(7.0))
+        wait_for(lambda: c.is_model_ready("other"))
+        assert float(c.infer("scaled", given()).as_numpy("y")[0, 0]) == 2
+        c.close()
 
 
 def test_reloads_under_load_drop_nothing(tmp_path):
@@ -346,33 +377,59 @@ def test_wrong_arguments(arguments, text):
     assert text in " ".join((done.stdout + done.stderr).split())
 
 
-class Timed(Slow):
-    """Sleeps for `seconds` in every run, and keeps the threads it ran on."""
+class Clock:
+    """Stands for the time module; a run takes `run_us` of wall time and as much of its thread's."""
 
     def __init__(self):
-        super().__init__()
-        self.gate.set()
-        self.seconds = 0.0
-        self.threads = []
+        self.now, self.run_us = 0, 10
+
+    def perf_counter_ns(self):
+        return self.now
+
+    def thread_time_ns(self):
+        return self.now
 
     def execute(self, requests):
-        self.threads.append(threading.current_thread().name)
-        time.sleep(self.seconds)
-        return super().execute(requests)
+        self.now += self.run_us * 1000
+        return []
+
+    def close(self):
+        return
 
 
-def test_fast_models_run_where_the_request_is_until_they_are_slow():
-    async def main():
-        model = Timed()
-        driver = Loop(OneByOne(), [Instance("i", model)], ModelStatistics())
-        for _ in range(60):
-            await driver.ask(request())
-        assert model.threads[0] == "venturi-i"
-        assert model.threads[-1] == threading.current_thread().name
-        model.seconds = 0.005
-        for _ in range(4):
-            await driver.ask(request())
-        assert model.threads[-1] == "venturi-i"
-        await driver.drain()
+def test_fast_models_run_where_the_request_is_until_they_are_slow(monkeypatch):
+    clock, reports = Clock(), queue.SimpleQueue()
+    monkeypatch.setattr(instance_module, "time", clock)
+    instance = Instance("i", clock)
 
-    run(main())
+    def on_its_thread(times):
+        for _ in range(times):
+            instance.run([], lambda *report: reports.put(report))
+            reports.get(timeout=20)
+
+    on_its_thread(19)
+    assert not instance.is_fast
+    on_its_thread(1)
+    assert instance.is_fast
+    clock.run_us = 5000
+    for fast in (True, True, False):
+        instance.run_here([])
+        assert instance.is_fast is fast
+    clock.run_us = 10
+    on_its_thread(999)
+    assert not instance.is_fast
+    on_its_thread(1)
+    assert instance.is_fast
+    instance.close()
+
+
+def test_slow_models_keep_their_thread(monkeypatch):
+    clock, reports = Clock(), queue.SimpleQueue()
+    monkeypatch.setattr(instance_module, "time", clock)
+    clock.run_us = 200
+    instance = Instance("i", clock)
+    for _ in range(60):
+        instance.run([], lambda *report: reports.put(report))
+        reports.get(timeout=20)
+    assert not instance.is_fast
+    instance.close()

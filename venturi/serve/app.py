@@ -13,7 +13,7 @@ from typing import Any
 
 import uvicorn
 
-from venturi.core.errors import DeviceError
+from venturi.core.errors import DeviceError, VenturiError
 from venturi.core.log import logger
 from venturi.serve.core import Core
 from venturi.serve.errors import unavailable
@@ -113,7 +113,10 @@ async def run_until_signal(config: ServeConfig, ready: Callable[[Running], None]
 async def _poll(repository: Repository, seconds: float) -> None:
     while True:
         await asyncio.sleep(seconds)
-        await repository.poll()
+        try:
+            await repository.poll()
+        except (VenturiError, OSError) as exc:
+            logger.error("the repository cannot be polled: %s", exc)
 
 
 async def _listen_http(running: Running, name: str, host: str, port: int | None, app: Any) -> None:

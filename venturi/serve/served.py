@@ -64,7 +64,7 @@ class ServedVersion:
         def done(result: Result) -> None:
             if threading.get_ident() == own:
                 _settle(answer, result)
-            else:
+            elif not loop.is_closed():
                 loop.call_soon_threadsafe(_settle, answer, result)
 
         self.submit(request, done)

@@ -21,6 +21,7 @@ from venturi.serve.statistics import ModelStatistics
 
 Result = InferResponse | ServeError
 Done = Callable[[Result], None]
+_DRAIN_POLL_S = 0.005
 
 
 class Driver:
@@ -43,8 +44,6 @@ class Driver:
         self._order: deque[InferRequest] | None = deque() if preserve_order else None
         self._held: dict[InferRequest, Result] = {}
         self._alarm_ns: int | None = None
-        self._empty = threading.Event()
-        self._empty.set()
         self._closing = False
 
     @property
@@ -67,7 +66,6 @@ class Driver:
                 self._statistics.record_failure(request, "REJECTED")
                 raise
             self._answers[request] = done
-            self._empty.clear()
             self._statistics.pending += 1
             if self._order is not None:
                 self._order.append(request)
@@ -81,10 +79,14 @@ class Driver:
                 self._fail_waiting(request, "CANCELED", error)
 
     async def drain(self) -> None:
-        """Refuse new requests and return when every accepted one is answered."""
+        """Refuse new requests and return when every accepted one is answered.
+
+        Waits without a thread, so that giving up leaves nothing behind that keeps the process alive.
+        """
         with self._lock:
             self._closing = True
-        await asyncio.to_thread(self._empty.wait)
+        while self._answers:
+            await asyncio.sleep(_DRAIN_POLL_S)
         for instance in self._instances:
             instance.close()
 
@@ -153,5 +155,3 @@ class Driver:
 
     def _release(self, request: InferRequest, result: Result) -> None:
         self._answers.pop(request)(result)
-        if not self._answers:
-            self._empty.set()
