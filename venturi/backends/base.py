@@ -22,17 +22,66 @@ T = torch.Tensor
 
 
 @dataclass(frozen=True)
+class Operand:
+    """In a phase's words: the address of an input by number, of the output (OUT) or of scratch memory (SCRATCH)."""
+
+    index: int
+
+    @property
+    def is_out(self) -> bool:
+        return self.index == -1
+
+    @property
+    def is_scratch(self) -> bool:
+        return self.index == -2
+
+
+OUT, SCRATCH = Operand(-1), Operand(-2)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One parallel loop of `tasks` tasks over the machine code at `address`, which reads `words`."""
+
+    address: int
+    words: tuple[int | Operand, ...]
+    tasks: int
+
+
+@dataclass(frozen=True)
+class Routine:
+    """What generated code does at fixed shapes: phases one after the other, with `scratch` bytes between them.
+
+    `layouts` say how the inputs must lie, `layout` how the output will.
+    """
+
+    phases: tuple[Phase, ...]
+    shape: tuple[int, ...]
+    layout: torch.memory_format
+    layouts: tuple[torch.memory_format, ...]
+    scratch: int = 0
+
+
+class ParallelKernel(Protocol):
+    """Generated code that can run inside a segment of a Plan."""
+
+    def routine(self, shapes: tuple[tuple[int, ...], ...]) -> Routine | None: ...
+
+
+@dataclass(frozen=True)
 class Kernel:
     """Something to call with a Region's dynamic inputs, in order.
 
     `run` returns the output, or a tuple of outputs. `run_out`, where there is one, writes the single output into a
     given tensor instead. Neither mutates its inputs; both are thread-safe. `joins` says that the output is the inputs
-    side by side along that axis, and that `run_out` leaves alone what already lies there.
+    side by side along that axis, and that `run_out` leaves alone what already lies there. `parallel` is there for
+    generated code: runs of neighbouring steps then cost one native call.
     """
 
     run: Callable[..., Any]
     run_out: Callable[..., object] | None = None
     joins: int | None = None
+    parallel: ParallelKernel | None = None
 
 
 class RegionView:

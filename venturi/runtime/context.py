@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +12,13 @@ import numpy as np
 import torch
 
 from venturi.backends.reference.program import OPERATOR_ERRORS
+from venturi.backends.cpu.native.memory import empty_bytes
 from venturi.core.errors import RequestError, VenturiError
-from venturi.engine.memory_plan import Join, Lifetime, join_lifetimes, plan_memory
+from venturi.engine.memory_plan import Lifetime, join_lifetimes, plan_memory
 from venturi.runtime.executable import Call, Executable
 from venturi.runtime.profiler import Profiler
+from venturi.runtime.segment import Program, arrange
+from venturi.runtime.watch import Watch
 
 MAX_BINDINGS = 16
 
@@ -25,10 +27,11 @@ MAX_BINDINGS = 16
 class Binding:
     """What is fixed once the input shapes are: where arena results go, which outputs must be copied out.
 
-    `homes[i]` is the arena view that call i writes, or None when the library allocates.
+    `homes[i]` is the arena view that call i writes, or None when the library allocates. `program` is what a run does.
     """
 
     homes: tuple[torch.Tensor | None, ...]
+    program: Program
     copies: tuple[bool, ...]
     arena_bytes: int
     library_bytes: int
@@ -71,9 +74,16 @@ class Context:
 
     def _replay(self, args: Sequence[Any], binding: Binding) -> list[Any]:
         env = self._environment(args)
+        for slot, tensor in binding.program.fixed.items():
+            env[slot] = tensor
+        calls, homes = self._executable.calls, binding.homes
         call = None
         try:
-            for call, home in zip(self._executable.calls, binding.homes):
+            for item in binding.program.items:
+                if not isinstance(item, int):
+                    item.run(env)
+                    continue
+                call, home = calls[item], homes[item]
                 inputs = [env[i] for i in call.inputs]
                 if home is not None:
                     call.kernel.run_out(*inputs, out=home)  # type: ignore[misc]
@@ -119,7 +129,7 @@ class Context:
 
     def _bind(self, key: tuple[Any, ...], args: Sequence[Any]) -> list[Any]:
         """Run once, watching shapes and aliases, then lay out the arena for these shapes."""
-        watch = _Watch(self._executable)
+        watch = Watch(self._executable)
         env = self._environment(args)
         watch.start(env)
         call = None
@@ -146,118 +156,26 @@ class Context:
             for slot in self._executable.outputs
         ]
 
-    def _lay_out(self, watch: _Watch) -> Binding:
+    def _lay_out(self, watch: Watch) -> Binding:
         alone, kinds = watch.lifetimes()
         lifetimes, inside = join_lifetimes(alone, watch.joins(kinds))
-        plan = plan_memory(lifetimes)
+        own = [Lifetime(-1 - i, r.scratch, i, i) for i, r in watch.routines.items() if r.scratch]
+        plan = plan_memory([*lifetimes, *own])
         if self._arena is None or self._arena.numel() < plan.total:
-            self._arena = torch.empty(plan.total, dtype=torch.uint8)
+            self._arena = empty_bytes(plan.total)
             self._bindings.clear()
         homes: list[torch.Tensor | None] = [None] * len(self._executable.calls)
         for item in alone:
-            dtype, shape = kinds[item.key]
             holder, offset = inside.get(item.key, (item.key, 0))
-            at = plan.offsets[holder] + offset
-            homes[item.key] = self._arena[at : at + item.size].view(dtype).view(shape)
+            homes[item.key] = kinds[item.key].view(self._arena, plan.offsets[holder] + offset)
         placed = {self._executable.calls[item.key].outputs[0] for item in alone}
         copies = tuple(
             slot in watch.tensors and (slot in watch.borrowed or watch.root(slot) in {watch.root(p) for p in placed})
             for slot in self._executable.outputs
         )
-        return Binding(tuple(homes), copies, plan.total, watch.total_bytes - sum(x.size for x in alone))
-
-
-@dataclass(frozen=True)
-class _Made:
-    """A result with memory of its own: the call that made it, and its type, shape and size."""
-
-    index: int
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    contiguous: bool
-    nbytes: int
-
-
-class _Watch:
-    """Sees one run: who shares storage with whom, and how large every result is."""
-
-    def __init__(self, executable: Executable) -> None:
-        self._executable = executable
-        self._parent: dict[int, int] = {}
-        self._made: dict[int, _Made] = {}
-        self.borrowed: set[int] = set()
-        self.tensors: set[int] = set()
-        self.total_bytes = 0
-        self._nbytes: dict[int, int] = {}
-
-    def start(self, env: list[Any]) -> None:
-        """Inputs and constants are somebody else's memory; outputs that alias them must be copied."""
-        for slot, value in enumerate(env):
-            if isinstance(value, torch.Tensor):
-                self.borrowed.add(slot)
-                self.tensors.add(slot)
-                self._nbytes[slot] = value.nbytes
-
-    def root(self, slot: int) -> int:
-        while self._parent.get(slot, slot) != slot:
-            slot = self._parent[slot]
-        return slot
-
-    def saw(self, index: int, call: Call, inputs: list[Any], outputs: Sequence[Any]) -> None:
-        for slot, value in zip(call.outputs, outputs):
-            if not isinstance(value, torch.Tensor):
-                continue
-            self.tensors.add(slot)
-            self._nbytes[slot] = value.nbytes
-            pointer = value.untyped_storage().data_ptr()
-            for source, given in zip(call.inputs, inputs):
-                if isinstance(given, torch.Tensor) and given.untyped_storage().data_ptr() == pointer and pointer:
-                    self._parent[self.root(slot)] = self.root(source)
-                    if source in self.borrowed:
-                        self.borrowed.add(slot)
-            if self.root(slot) == slot:
-                self._made[slot] = _Made(index, value.dtype, tuple(value.shape), value.is_contiguous(), value.nbytes)
-                self.total_bytes += value.nbytes
-
-    def lifetimes(self) -> tuple[list[Lifetime], dict[int, tuple[torch.dtype, tuple[int, ...]]]]:
-        """Results that may live in the arena, keyed by call index."""
-        ends: dict[int, int] = {}
-        for slot, last in self._executable.last_use.items():
-            root = self.root(slot)
-            ends[root] = max(ends.get(root, 0), last)
-        leaving = {self.root(s) for s in self._executable.outputs}
-        found, kinds = [], {}
-        for slot, made in self._made.items():
-            call = self._executable.calls[made.index]
-            if (
-                call.kernel.run_out is None
-                or not call.stable
-                or slot in leaving
-                or not made.contiguous
-                or not made.nbytes
-            ):
-                continue
-            found.append(Lifetime(made.index, made.nbytes, made.index, ends.get(slot, made.index)))
-            kinds[made.index] = (made.dtype, made.shape)
-        return found, kinds
-
-    def joins(self, kinds: Mapping[int, tuple[torch.dtype, tuple[int, ...]]]) -> list[Join]:
-        """Outputs that can hold arena results inside them, one piece of memory each; a result joins one output only."""
-        maker = {call.outputs[0]: i for i, call in enumerate(self._executable.calls) if i in kinds}
-        found, taken = [], set[int]()
-        for i, call in enumerate(self._executable.calls):
-            axis = call.kernel.joins
-            if axis is None or i not in kinds or math.prod(kinds[i][1][:axis]) != 1:
-                continue
-            parts, offset = [], 0
-            for slot in call.inputs:
-                made = maker.get(slot)
-                if made is not None and made not in taken and self._executable.calls[made].kernel.joins is None:
-                    parts.append((made, offset))
-                    taken.add(made)
-                offset += self._nbytes[slot]
-            found.append(Join(i, tuple(parts)))
-        return found
+        scratch = {-1 - x.key: self._arena[plan.offsets[x.key] : plan.offsets[x.key] + x.size] for x in own}
+        program = arrange(self._executable, watch, homes, scratch)
+        return Binding(tuple(homes), program, copies, plan.total, watch.total_bytes - sum(x.size for x in alone))
 
 
 def place(call: Call | None) -> str:

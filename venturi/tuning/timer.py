@@ -1,4 +1,7 @@
-"""Times one call on the CPU: warm-up, then medians of single calls with the caches swept in between."""
+"""Times one call on the CPU: warm-up, then single calls with the caches swept in between.
+
+The figure is the median of the faster half: a busy machine only ever adds time, often whole time slices.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ class CpuTimer:
         self._sweep = torch.zeros(_SWEEP_BYTES, dtype=torch.uint8)
 
     def time(self, fn: Callable[[], object], repeats: int, deadline: float, beat_us: float | None = None) -> Timing:
-        """Median of up to `repeats` calls; stops at `deadline` (time.perf_counter) and, after two calls, when a
+        """Of up to `repeats` calls; stops at `deadline` (time.perf_counter) and, after two calls, when a
         call is already three times slower than `beat_us`."""
         fn()
         times: list[float] = []
@@ -42,5 +45,6 @@ class CpuTimer:
             hopeless = beat_us is not None and len(times) >= 2 and min(times) > 3 * beat_us
             if hopeless or time.perf_counter() > deadline:
                 break
-        median = statistics.median(times)
-        return Timing(median, max(times) - min(times))
+        times.sort()
+        median = statistics.median(times[: (len(times) + 1) // 2])
+        return Timing(median, times[-1] - times[0])

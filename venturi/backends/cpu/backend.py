@@ -6,6 +6,9 @@ from venturi.backends.base import Backend
 from venturi.backends.cpu.tactics.concat import JoinConcat
 from venturi.backends.cpu.tactics.conv import AtenConv, OneDnnConv
 from venturi.backends.cpu.tactics.gemm import AtenLinear, AtenMatMul, OneDnnLinear
+from venturi.backends.cpu.tactics.native_conv import NativeConv
+from venturi.backends.cpu.tactics.native_depthwise import NativeDepthwise
+from venturi.backends.cpu.tactics.native_linear import NativeLinear
 from venturi.backends.cpu.tactics.pointwise import InPlaceBody, OutPointwise
 from venturi.backends.cpu.tactics.reference import Reference
 from venturi.backends.sdpa import SdpaAttention
@@ -13,9 +16,12 @@ from venturi.backends.sdpa import SdpaAttention
 CPU = Backend(
     "cpu",
     (
+        NativeConv(),
+        NativeDepthwise(),
         OneDnnConv(),
         AtenConv(channels_last=True),
         AtenConv(channels_last=False),
+        NativeLinear(),
         OneDnnLinear(),
         AtenLinear(),
         AtenMatMul(),

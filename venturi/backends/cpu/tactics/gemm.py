@@ -96,11 +96,11 @@ class OneDnnLinear:
 
 def _guard(run: Any, spec: LinearSpec) -> Any:
     """oneDNN refuses empty and 1-D inputs; ATen takes them."""
-    other = _aten(spec)
+    other = aten_linear(spec)
     return lambda *args: run(*args) if args[0].numel() and args[0].dim() > 1 else other(*args)
 
 
-def _aten(spec: LinearSpec) -> Any:
+def aten_linear(spec: LinearSpec) -> Any:
     weight, bias, epilogue = spec.weight.contiguous(), spec.bias, spec.epilogue
     return lambda *args: epilogue.apply_(F.linear(args[0], weight, bias), args)
 
@@ -117,7 +117,7 @@ class AtenLinear:
     def bind(self, region: RegionView, config: Config) -> Kernel:
         spec = read_linear(region)
         assert isinstance(spec, LinearSpec)
-        return Kernel(_aten(spec))
+        return Kernel(aten_linear(spec))
 
 
 class AtenMatMul:

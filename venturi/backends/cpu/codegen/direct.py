@@ -1,0 +1,293 @@
+"""Convolutions and products of matrices as one register-blocked loop nest over NHWC, nothing gathered beforehand.
+
+A tile is `rows` neighbouring output pixels by `vectors` vectors of output channels, held in registers while the loop
+runs over kernel rows, columns and input channels; each step multiplies a broadcast input by a vector of weights.
+Columns that meet the padding leave rows of the tile out, which is known when the code is written: tiles at the left
+and right edge have code of their own. Weights lie as [block][kernel row][kernel column][channel][lane].
+
+With `depth` the sums of a task's tiles wait in stack memory while all tiles go through `depth` channels of one kernel
+position after another, so that these weights stay in the first-level cache (Goto and van de Geijn's blocking of K).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from venturi.backends.cpu.codegen.activation import Post, emit_post
+from venturi.backends.cpu.codegen.emit import Emitter, Val
+from venturi.backends.cpu.codegen.geometry import ConvGeometry, kernel_rows, tile_starts
+from venturi.backends.cpu.codegen.isa import Isa
+
+X, WEIGHT, BIAS, RESIDUAL, OUT = range(5)
+
+
+@dataclass(frozen=True)
+class DirectSpec:
+    """`block` tiles make a task. `channels_first`: threads share out the channels rather than the pixels. `depth` 0 runs
+    through all of a tile's products at once."""
+
+    geometry: ConvGeometry
+    rows: int
+    vectors: int
+    block: int
+    unroll: int
+    depth: int
+    channels_first: bool
+    bias: bool
+    post: Post
+
+    @property
+    def tiles_a_row(self) -> int:
+        return -(-self.geometry.out_width // self.rows)
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of tiles an image."""
+        return -(-self.geometry.out_height * self.tiles_a_row // self.block)
+
+    def channel_blocks(self, isa: Isa) -> int:
+        return -(-self.geometry.out_channels // (self.vectors * isa.lanes))
+
+    def tasks(self, isa: Isa, batch: int) -> int:
+        return batch * self.blocks * self.channel_blocks(isa)
+
+
+def pack_weights(weight: torch.Tensor, block: int) -> torch.Tensor:
+    """[out, in, kh, kw] to [out / block, kh, kw, in, block], filled up with zeros."""
+    out, channels, kh, kw = weight.shape
+    blocks = -(-out // block)
+    padded = weight.new_zeros((blocks * block, channels, kh, kw))
+    padded[:out] = weight
+    return padded.view(blocks, block, channels, kh, kw).permute(0, 3, 4, 2, 1).contiguous()
+
+
+def emit_direct(isa: Isa, spec: DirectSpec) -> str:
+    """The kernel's IR. Words: x, weights, bias, residual, out, number of images."""
+    e = Emitter(isa)
+    _Direct(e, spec).tasks()
+    return e.finish()
+
+
+class _Direct:
+    def __init__(self, e: Emitter, spec: DirectSpec) -> None:
+        self.e, self.spec, self.g = e, spec, spec.geometry
+        self.x, self.weight, self.bias, self.residual, self.out = (e.pointer(i) for i in range(5))
+        self.images = e.word(5)
+        self.width = spec.vectors * e.isa.lanes
+        self.taps = self.g.kernel[0] * self.g.kernel[1] * self.g.channels
+        starts = tile_starts(self.g.out_width, spec.rows)
+        self.starts = starts
+        patterns = [self._pattern(s) for s in starts]
+        self.patterns = list(dict.fromkeys(patterns))
+        self.kinds = [self.patterns.index(p) for p in patterns]
+        self.sums = e.stack(spec.block * spec.rows * self.width) if spec.depth else None
+
+    def _pattern(self, start: int) -> tuple[tuple[int, ...], ...]:
+        """For each kernel column the rows of the tile that meet the image."""
+        return tuple(
+            tuple(r for r in range(self.spec.rows) if self.g.valid(tap, start + r)) for tap in range(self.g.kernel[1])
+        )
+
+    def tasks(self) -> None:
+        e, spec = self.e, self.spec
+        channel_blocks = spec.channel_blocks(e.isa)
+
+        def task(t: Val) -> None:
+            if spec.channels_first:
+                pixels = e.mul(self.images, spec.blocks)
+                channel, place = e.b.udiv(t, pixels), e.b.urem(t, pixels)
+            else:
+                place, channel = e.divmod(t, channel_blocks)
+            image, block = e.divmod(place, spec.blocks)
+            self._task(image, block, channel)
+
+        e.each(e.begin, e.end, 1, task)
+
+    def _task(self, image: Val, block: Val, channel: Val) -> None:
+        e, spec, g = self.e, self.spec, self.g
+        first = e.mul(block, spec.block)
+        last = e.min(e.add(first, spec.block), g.out_height * spec.tiles_a_row)
+        whole, left = divmod(g.out_channels, self.width)
+        tail = -(-left // e.isa.lanes)
+
+        def run(vectors: int, masked: int | None) -> None:
+            if spec.depth:
+                self._blocked(image, first, last, channel, vectors, masked)
+                return
+
+            def tile(t: Val) -> None:
+                y, column = e.divmod(t, spec.tiles_a_row)
+                kinds = [self._tile_code(p, image, y, column, channel, vectors, masked) for p in self.patterns]
+                e.switch(e.table(self.kinds, column), kinds)
+
+            e.each(first, last, 1, tile)
+
+        full = lambda: run(spec.vectors, None)  # noqa: E731
+        rest = lambda: run(tail, left % e.isa.lanes or None)  # noqa: E731
+        if left and whole:
+            e.switch(e.b.udiv(e.int(channel), e.int(whole)), [full, rest])
+        else:
+            (rest if left else full)()
+
+    def _tile_code(self, pattern, image, y, column, channel, vectors, masked):  # type: ignore[no-untyped-def]
+        return lambda: self._tile(pattern, image, y, column, channel, vectors, masked)
+
+    def _tile(
+        self, pattern: Sequence[Sequence[int]], image: Val, y: Val, column: Val, channel: Val, vectors: int, masked: int | None
+    ) -> None:
+        e, g, spec = self.e, self.g, self.spec
+        x0 = e.table(self.starts, column)
+        top = e.sub(e.mul(y, g.strides[0]), g.pads[0])
+        lowest, highest = kernel_rows(e, g, top)
+        base = e.add(e.mul(e.add(e.mul(image, g.height), top), g.width), e.sub(e.mul(x0, g.strides[1]), g.pads[1]))
+        weights = e.at(self.weight, e.mul(channel, self.taps * self.width))
+        lane0 = e.mul(channel, self.width)
+        start = self._initial(lane0, vectors, masked)
+        acc = [start[v] for _ in range(spec.rows) for v in range(vectors)]
+
+        def kernel_row(r: Val, acc: list[Val]) -> Sequence[Val]:
+            line = e.at(self.x, e.mul(e.add(base, e.mul(r, g.dilations[0] * g.width)), g.channels))
+            row_weights = e.at(weights, e.mul(r, g.kernel[1] * g.channels * self.width))
+            for first, count, rows in self._runs(pattern):
+                acc = self._products(line, row_weights, first, count, rows, vectors, acc)
+            return acc
+
+        acc = e.loop(lowest, highest, 1, acc, kernel_row)
+        lanes = e.isa.lanes
+        place = e.stack(spec.rows * self.width)
+        for i in range(spec.rows):
+            for v in range(vectors):
+                e.store(acc[i * vectors + v], e.at(place, (i * vectors + v) * lanes))
+        self._leave(place, self._out_offset(image, y, x0, lane0), vectors, masked)
+
+    def _out_offset(self, image: Val, y: Val, x0: Val, lane0: Val) -> Val:
+        e, g = self.e, self.g
+        pixel = e.add(e.mul(e.add(e.mul(image, g.out_height), y), g.out_width), x0)
+        return e.add(e.mul(pixel, g.out_channels), lane0)
+
+    def _leave(self, sums: Val, offset: Val, vectors: int, masked: int | None) -> None:
+        """Bring a tile's sums to the output: residual, activation, store."""
+        e, g, spec = self.e, self.g, self.spec
+
+        def row(i: Val) -> None:
+            for v in range(vectors):
+                at = e.add(offset, e.add(e.mul(i, g.out_channels), v * e.isa.lanes))
+                count = masked if v == vectors - 1 else None
+                other = e.load(e.at(self.residual, at), count) if spec.post.residual else None
+                value = e.load(e.at(sums, e.add(e.mul(i, vectors * e.isa.lanes), v * e.isa.lanes)))
+                e.store(emit_post(e, spec.post, value, other), e.at(self.out, at), count)
+
+        e.each(0, spec.rows, 1, row)
+
+    def _blocked(self, image: Val, first: Val, last: Val, channel: Val, vectors: int, masked: int | None) -> None:
+        e, g, spec = self.e, self.g, self.spec
+        size = spec.rows * vectors * e.isa.lanes
+        lane0 = e.mul(channel, self.width)
+        weights = e.at(self.weight, e.mul(channel, self.taps * self.width))
+        start = self._initial(lane0, vectors, masked)
+
+        def clear(i: Val) -> None:
+            for v in range(vectors):
+                e.store(start[v], e.at(self.sums, e.add(e.mul(i, vectors * e.isa.lanes), v * e.isa.lanes)))
+
+        e.each(0, e.mul(e.sub(last, first), spec.rows), 1, clear)
+        sets = list(dict.fromkeys(p[s] for p in self.patterns for s in range(g.kernel[1])))
+        choice = [sets.index(self.patterns[k][s]) for s in range(g.kernel[1]) for k in self.kinds]
+
+        def chunk(r: Val, s: Val, c0: Val) -> None:
+            c1 = e.min(e.add(c0, spec.depth), g.channels)
+            panel = e.at(weights, e.mul(e.mul(e.add(e.mul(r, g.kernel[1]), s), g.channels), self.width))
+
+            def tile(t: Val) -> None:
+                y, column = e.divmod(t, spec.tiles_a_row)
+                sums = e.at(self.sums, e.mul(e.sub(t, first), size))
+                top = e.add(e.sub(e.mul(y, g.strides[0]), g.pads[0]), e.mul(r, g.dilations[0]))
+                left = e.sub(e.mul(e.table(self.starts, column), g.strides[1]), g.pads[1])
+                left = e.add(left, e.mul(s, g.dilations[1]))
+                line = e.at(self.x, e.mul(e.add(e.mul(e.add(e.mul(image, g.height), top), g.width), left), g.channels))
+                codes = [self._chunk_code(rows, line, panel, sums, c0, c1, vectors) for rows in sets]
+                run = lambda: e.switch(e.table(choice, e.add(e.mul(s, spec.tiles_a_row), column)), codes)  # noqa: E731
+                e.when(e.inside(top, g.height), run) if g.pads[0] or g.pads[2] else run()
+
+            e.each(first, last, 1, tile)
+
+        channels = lambda r, s: e.each(0, g.channels, spec.depth, lambda c0: chunk(r, s, c0))  # noqa: E731
+        e.each(0, g.kernel[0], 1, lambda r: e.each(0, g.kernel[1], 1, lambda s: channels(r, s)))
+
+        def leave(t: Val) -> None:
+            y, column = e.divmod(t, spec.tiles_a_row)
+            offset = self._out_offset(image, y, e.table(self.starts, column), lane0)
+            self._leave(e.at(self.sums, e.mul(e.sub(t, first), size)), offset, vectors, masked)
+
+        e.each(first, last, 1, leave)
+
+    def _chunk_code(self, rows, line, panel, sums, c0, c1, vectors):  # type: ignore[no-untyped-def]
+        e, lanes = self.e, self.e.isa.lanes
+
+        def code() -> None:
+            places = [(i, v) for i in rows for v in range(vectors)]
+            at = {p: e.at(sums, (p[0] * vectors + p[1]) * lanes) for p in places}
+            acc = [e.load(at[p]) for p in places]
+            for p, value in zip(places, self._steps(line, panel, c0, c1, rows, vectors, acc)):
+                e.store(value, at[p])
+
+        return code
+
+    def _initial(self, lane0: Val, vectors: int, masked: int | None) -> list[Val]:
+        e = self.e
+        if not self.spec.bias:
+            return [e.constant(0.0)] * vectors
+        bias = e.at(self.bias, lane0)
+        lanes = e.isa.lanes
+        return [e.load(e.at(bias, v * lanes), masked if v == vectors - 1 else None) for v in range(vectors)]
+
+    def _runs(self, pattern: Sequence[Sequence[int]]) -> list[tuple[int, int, Sequence[int]]]:
+        """(first tap, taps, rows): neighbouring columns of the kernel with the same rows are one run of memory."""
+        runs: list[tuple[int, int, Sequence[int]]] = []
+        for tap, rows in enumerate(pattern):
+            if runs and runs[-1][2] == rows and self.g.dilations[1] == 1:
+                runs[-1] = (runs[-1][0], runs[-1][1] + 1, rows)
+            else:
+                runs.append((tap, 1, rows))
+        return [run for run in runs if run[2]]
+
+    def _products(
+        self, line: Val, weights: Val, tap: int, taps: int, rows: Sequence[int], vectors: int, acc: list[Val]
+    ) -> list[Val]:
+        e, g = self.e, self.g
+        source = e.at(line, tap * g.dilations[1] * g.channels)
+        panel = e.at(weights, tap * g.channels * self.width)
+        own = [acc[i * vectors + v] for i in rows for v in range(vectors)]
+        own = self._steps(source, panel, 0, taps * g.channels, rows, vectors, own)
+        acc = list(acc)
+        for n, i in enumerate(rows):
+            acc[i * vectors : (i + 1) * vectors] = own[n * vectors : (n + 1) * vectors]
+        return acc
+
+    def _steps(
+        self, line: Val, panel: Val, start: Val, stop: Val, rows: Sequence[int], vectors: int, acc: list[Val]
+    ) -> list[Val]:
+        """Products of channels [start, stop) for some rows of a tile; `acc` holds these rows only."""
+        e, g = self.e, self.g
+        static = isinstance(start, int) and isinstance(stop, int)
+        step = self.spec.unroll if static or g.channels % self.spec.unroll == 0 else 1
+
+        def some(k: Val, count: int, acc: list[Val]) -> list[Val]:
+            at, w = e.at(line, k), e.at(panel, e.mul(k, self.width))
+            acc = list(acc)
+            for u in range(count):
+                b = [e.load(e.at(w, u * self.width + v * e.isa.lanes)) for v in range(vectors)]
+                for n, i in enumerate(rows):
+                    a = e.splat(e.load_scalar(e.at(at, i * g.strides[1] * g.channels + u)))
+                    for v in range(vectors):
+                        acc[n * vectors + v] = e.fma(a, b[v], acc[n * vectors + v])
+            return acc
+
+        if not static:
+            return e.loop(start, stop, step, acc, lambda k, acc: some(k, step, acc))
+        whole = stop - (stop - start) % step
+        acc = e.loop(start, whole, step, acc, lambda k, acc: some(k, step, acc))
+        return some(whole, stop - whole, acc) if stop > whole else acc

@@ -1,0 +1,214 @@
+"""Writes one kernel as LLVM IR: loops, vectors and pointers over llvmlite's builder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from llvmlite import ir
+
+from venturi.backends.cpu.codegen.isa import Isa
+
+F32, I32, I64, I1, PTR = ir.FloatType(), ir.IntType(32), ir.IntType(64), ir.IntType(1), ir.PointerType()
+Val = Any
+
+
+class Emitter:
+    """The function `void kernel(ptr args, i64 begin, i64 end)` under construction.
+
+    `args` points at 64-bit words: pointers and integers. [begin, end) is the range of tasks to do. Offsets are in
+    elements of fp32. Integers may be given as Python ints.
+    """
+
+    def __init__(self, isa: Isa, name: str = "kernel") -> None:
+        self.isa = isa
+        self.module = ir.Module()
+        self.module.triple = isa.triple
+        self.vector = ir.VectorType(F32, isa.lanes)
+        self._function = ir.Function(self.module, ir.FunctionType(ir.VoidType(), [PTR, I64, I64]), name)
+        self.args, self.begin, self.end = self._function.args
+        self.b = ir.IRBuilder(self._function.append_basic_block())
+
+    def finish(self) -> str:
+        self.b.ret_void()
+        return str(self.module)
+
+    # --- integers and pointers
+    def int(self, x: Val) -> Val:
+        return I64(x) if isinstance(x, int) else x
+
+    def add(self, x: Val, y: Val) -> Val:
+        if isinstance(x, int) and isinstance(y, int):
+            return x + y
+        if (isinstance(x, int) and x == 0) or (isinstance(y, int) and y == 0):
+            return y if isinstance(x, int) else x
+        return self.b.add(self.int(x), self.int(y))
+
+    def sub(self, x: Val, y: Val) -> Val:
+        return x - y if isinstance(x, int) and isinstance(y, int) else self.b.sub(self.int(x), self.int(y))
+
+    def mul(self, x: Val, y: Val) -> Val:
+        if isinstance(x, int) and isinstance(y, int):
+            return x * y
+        if x == 1 or y == 1:
+            return y if x == 1 else x
+        return self.b.mul(self.int(x), self.int(y))
+
+    def divmod(self, x: Val, y: int) -> tuple[Val, Val]:
+        """Of a non-negative `x` by a positive constant."""
+        if isinstance(x, int):
+            return divmod(x, y)
+        return (x, 0) if y == 1 else (self.b.udiv(x, I64(y)), self.b.urem(x, I64(y)))
+
+    def min(self, x: Val, y: Val) -> Val:
+        if isinstance(x, int) and isinstance(y, int):
+            return min(x, y)
+        x, y = self.int(x), self.int(y)
+        return self.b.select(self.b.icmp_signed("<", x, y), x, y)
+
+    def max(self, x: Val, y: Val) -> Val:
+        if isinstance(x, int) and isinstance(y, int):
+            return max(x, y)
+        x, y = self.int(x), self.int(y)
+        return self.b.select(self.b.icmp_signed(">", x, y), x, y)
+
+    def at(self, pointer: Val, offset: Val) -> Val:
+        return pointer if isinstance(offset, int) and offset == 0 else self.b.gep(
+            pointer, [self.int(offset)], source_etype=F32
+        )  # fmt: skip
+
+    def pointer(self, index: int) -> Val:
+        """The pointer in word `index` of the arguments."""
+        return self.b.load(self.b.gep(self.args, [I64(index)], source_etype=I64), typ=PTR)
+
+    def word(self, index: int) -> Val:
+        return self.b.load(self.b.gep(self.args, [I64(index)], source_etype=I64), typ=I64)
+
+    def stack(self, count: int) -> Val:
+        """Memory for `count` numbers, aligned to 64 bytes, that lives as long as the call."""
+        with self.b.goto_entry_block():
+            place = self.b.alloca(ir.ArrayType(F32, count))
+            place.align = 64
+            return self.b.inttoptr(self.b.ptrtoint(place, I64), PTR)
+
+    def inside(self, x: Val, size: int) -> Val:
+        """0 <= x < size."""
+        return self.b.icmp_unsigned("<", self.int(x), I64(size))
+
+    # --- vectors
+    def constant(self, x: float) -> Val:
+        return ir.Constant(self.vector, [x] * self.isa.lanes)
+
+    def splat(self, scalar: Val) -> Val:
+        undefined = ir.Constant(self.vector, ir.Undefined)
+        one = self.b.insert_element(undefined, scalar, I32(0))
+        mask = ir.Constant(ir.VectorType(I32, self.isa.lanes), [0] * self.isa.lanes)
+        return self.b.shuffle_vector(one, undefined, mask)
+
+    def load_scalar(self, pointer: Val) -> Val:
+        return self.b.load(pointer, typ=F32, align=4)
+
+    def load(self, pointer: Val, count: int | None = None) -> Val:
+        """A vector; only its first `count` lanes are read where that is given, the others are 0."""
+        if count is None or count == self.isa.lanes:
+            return self.b.load(pointer, typ=self.vector, align=4)
+        load = self.intrinsic(f"llvm.masked.load.v{self.isa.lanes}f32.p0", self.vector, [PTR, I32, self._mask_type, self.vector])
+        return self.b.call(load, [pointer, I32(4), self._mask(count), self.constant(0.0)])
+
+    def store(self, value: Val, pointer: Val, count: int | None = None) -> None:
+        if count is None or count == self.isa.lanes:
+            self.b.store(value, pointer, align=4)
+            return
+        store = self.intrinsic(f"llvm.masked.store.v{self.isa.lanes}f32.p0", ir.VoidType(), [self.vector, PTR, I32, self._mask_type])
+        self.b.call(store, [value, pointer, I32(4), self._mask(count)])
+
+    @property
+    def _mask_type(self) -> Any:
+        return ir.VectorType(I1, self.isa.lanes)
+
+    def _mask(self, count: int) -> Val:
+        return ir.Constant(self._mask_type, [i < count for i in range(self.isa.lanes)])
+
+    def fma(self, x: Val, y: Val, z: Val) -> Val:
+        return self.b.call(self.math("fma", 3), [x, y, z])
+
+    def math(self, name: str, arity: int) -> Val:
+        """LLVM's vector intrinsic of that name."""
+        return self.intrinsic(f"llvm.{name}.v{self.isa.lanes}f32", self.vector, [self.vector] * arity)
+
+    def intrinsic(self, name: str, result: Any, types: Sequence[Any]) -> Val:
+        found = self.module.globals.get(name)
+        return found if found is not None else ir.Function(self.module, ir.FunctionType(result, types), name)
+
+    # --- control
+    def loop(
+        self, start: Val, stop: Val, step: int, carried: Sequence[Val], body: Callable[[Val, list[Val]], Sequence[Val]]
+    ) -> list[Val]:
+        """`for i in range(start, stop, step): carried = body(i, carried)`; the last `carried`."""
+        if isinstance(start, int) and isinstance(stop, int):
+            if start >= stop:
+                return list(carried)
+            if start + step >= stop:
+                return list(body(start, list(carried)))
+        before = self.b.block
+        head, inside, after = (self._function.append_basic_block() for _ in range(3))
+        self.b.branch(head)
+        self.b.position_at_end(head)
+        i = self.b.phi(I64)
+        i.add_incoming(self.int(start), before)
+        phis = []
+        for value in carried:
+            phi = self.b.phi(value.type)
+            phi.add_incoming(value, before)
+            phis.append(phi)
+        self.b.cbranch(self.b.icmp_signed("<", i, self.int(stop)), inside, after)
+        self.b.position_at_end(inside)
+        results = body(i, list(phis))
+        i.add_incoming(self.b.add(i, I64(step)), self.b.block)
+        for phi, value in zip(phis, results):
+            phi.add_incoming(value, self.b.block)
+        self.b.branch(head)
+        self.b.position_at_end(after)
+        return phis
+
+    def each(self, start: Val, stop: Val, step: int, body: Callable[[Val], None]) -> None:
+        """A loop that carries nothing."""
+
+        def run(i: Val, carried: list[Val]) -> Sequence[Val]:
+            body(i)
+            return ()
+
+        self.loop(start, stop, step, (), run)
+
+    def when(self, condition: Val, body: Callable[[], None]) -> None:
+        with self.b.if_then(condition):
+            body()
+
+    def switch(self, index: Val, cases: Sequence[Callable[[], None]]) -> None:
+        """Run case number `index`; the last one where it is beyond."""
+        if len(cases) == 1 or isinstance(index, int):
+            cases[0 if len(cases) == 1 else min(index, len(cases) - 1)]()
+            return
+        blocks = [self._function.append_basic_block() for _ in cases]
+        after = self._function.append_basic_block()
+        choice = self.b.switch(index, blocks[-1])
+        for i, block in enumerate(blocks[:-1]):
+            choice.add_case(I64(i), block)
+        for block, case in zip(blocks, cases):
+            self.b.position_at_end(block)
+            case()
+            self.b.branch(after)
+        self.b.position_at_end(after)
+
+    def table(self, values: Sequence[int], index: Val) -> Val:
+        """Element `index` of a constant table of small integers."""
+        if isinstance(index, int):
+            return values[index]
+        if len(set(values)) == 1:
+            return values[0]
+        kind = ir.ArrayType(I64, len(values))
+        name = f"table{len(self.module.globals)}"
+        glob = ir.GlobalVariable(self.module, kind, name)
+        glob.global_constant, glob.linkage = True, "internal"
+        glob.initializer = ir.Constant(kind, list(values))
+        return self.b.load(self.b.gep(glob, [I64(0), index], source_etype=kind), typ=I64)

@@ -1,0 +1,49 @@
+"""What generated code may assume of a CPU: vector length, registers, LLVM's names for it."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Isa:
+    """`lanes` fp32 numbers a vector register, `registers` of them. `triple`, `cpu` and `features` are LLVM's."""
+
+    name: str
+    lanes: int
+    registers: int
+    triple: str
+    cpu: str
+    features: str
+
+    @property
+    def accumulators(self) -> int:
+        """Registers that a kernel may hold results in: what loads and broadcasts need is left free."""
+        return self.registers - 4
+
+
+AVX512 = Isa("avx512", 16, 32, "x86_64-unknown-linux-gnu", "skylake-avx512", "-prefer-256-bit")
+AVX2 = Isa("avx2", 8, 16, "x86_64-unknown-linux-gnu", "haswell", "")
+NEON = Isa("neon", 4, 32, "aarch64-unknown-linux-gnu", "neoverse-n1", "")
+
+
+@functools.cache
+def host() -> Isa | str:
+    """The widest Isa of this machine, or why no code can be generated for it."""
+    try:
+        from llvmlite import binding as llvm
+    except ImportError:
+        return "llvmlite is not installed"
+    triple = llvm.get_process_triple()
+    cpu, found = llvm.get_host_cpu_name(), llvm.get_host_cpu_features()
+    features = found.flatten()
+    if triple.startswith("x86_64"):
+        if all(found.get(f) for f in ("avx512f", "avx512vl", "avx512dq", "avx512bw")):
+            return Isa("avx512", 16, 32, triple, cpu, f"{features},-prefer-256-bit")
+        if found.get("avx2") and found.get("fma"):
+            return Isa("avx2", 8, 16, triple, cpu, features)
+        return f"{cpu} has neither AVX2 with FMA nor AVX-512"
+    if triple.startswith(("aarch64", "arm64")):
+        return Isa("neon", 4, 32, triple, cpu, features)
+    return f"no code is generated for {triple}"

@@ -1,0 +1,104 @@
+"""A convolution or product with constant weights, packed once, as routines for whatever sizes come."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from venturi.backends.base import OUT, Operand, Phase, Routine
+from venturi.backends.cpu.codegen.activation import ACTIVATIONS, Post
+from venturi.backends.cpu.codegen.direct import DirectSpec, emit_direct, pack_weights
+from venturi.backends.cpu.codegen.geometry import ConvGeometry
+from venturi.backends.cpu.codegen.isa import Isa
+from venturi.backends.cpu.epilogue import Epilogue
+from venturi.backends.cpu.native.jit import host_jit
+from venturi.backends.cpu.native.memory import WEIGHTS
+
+T = torch.Tensor
+TILES = {
+    "avx512": ((7, 4, 4), (8, 3, 2), (6, 4, 2)),
+    "avx2": ((6, 2, 2), (4, 2, 2)),
+    "neon": ((7, 3, 2), (6, 4, 2)),
+}
+L1_BYTES, L2_BYTES = 32 << 10, 1 << 20
+
+
+def post_of(epilogue: Epilogue) -> Post | str:
+    """The epilogue in the code generator's words, or why it cannot say it."""
+    act = epilogue.activation
+    residual = epilogue.residual is not None
+    if act is None:
+        return Post(residual=residual, activation_first=epilogue.activation_first)
+    if act.name not in ACTIVATIONS:
+        return f"no code is generated for {act.name}"
+    return Post(
+        act.name, act.alpha, act.beta, act.low, act.high, act.mode,
+        residual=residual, activation_first=epilogue.activation_first,
+    )  # fmt: skip
+
+
+def direct_configs(isa: Isa, weight: Sequence[int], pixels: int | None, width: int | None) -> list[dict[str, Any]]:
+    """The candidates worth timing, best guess first, for weights [out, in, kh, kw] over `pixels` output pixels in rows
+    of `width`; None where these are not known.
+
+    Tiles are ranked by how much of their work is of use. Blocking over channels is offered where a block's weights
+    overflow the first cache, running through where they fit the second; the order of sharing where it may matter.
+    """
+    out, depth = weight[0], math.prod(weight[1:])
+
+    def useful(tile: tuple[int, int, int]) -> float:
+        rows, vectors, _ = tile
+        rows = min(rows, width or rows)
+        across = 1.0 if width is None else width / (-(-width // rows) * rows)
+        lanes = -(-out // isa.lanes)
+        blocks = -(-lanes // vectors)
+        return across * lanes / (blocks * vectors) * min(1.0, rows * vectors / 12)
+
+    ranked = sorted(TILES[isa.name], key=lambda t: -round(useful(t), 2))[:2]
+    heavy = None if pixels is None else out * depth / (pixels * (weight[1] + out))
+    orders = [False, True] if heavy is None or 0.25 < heavy < 4 else [heavy >= 4]
+    found = []
+    for rows, vectors, unroll in ranked:
+        panel = depth * vectors * isa.lanes * 4
+        chunk = L1_BYTES // (vectors * isa.lanes * 4)
+        depths = [0] if panel <= L1_BYTES else [chunk] if panel > L2_BYTES else [0, chunk]
+        for d in depths:
+            for first in orders:
+                found.append(
+                    {"rows": rows, "vectors": vectors, "unroll": unroll, "block": 8, "depth": d, "channels_first": first}
+                )
+    return found
+
+
+class Direct:
+    """`weight` is [out, in, kh, kw]. Thread-safe."""
+
+    def __init__(
+        self, isa: Isa, weight: T, bias: T | None, epilogue: Epilogue, config: Mapping[str, Any]
+    ) -> None:
+        post = post_of(epilogue)
+        assert isinstance(post, Post)
+        self._isa, self._config, self._post, self._residual = isa, config, post, epilogue.residual
+        self._weight = WEIGHTS.copy(pack_weights(weight, config["vectors"] * isa.lanes))
+        self._bias = None if bias is None else bias.contiguous()
+
+    def routine(
+        self, geometry: ConvGeometry, batch: int, shape: Sequence[int], layouts: Sequence[torch.memory_format]
+    ) -> Routine:
+        """Of `batch` images into a result of `shape`; it lies as the first of `layouts`, the inputs' ones."""
+        flat, c = geometry.flat(), self._config
+        spec = DirectSpec(
+            flat, min(c["rows"], flat.out_width), c["vectors"], c["block"], c["unroll"],
+            c["depth"], bool(c["channels_first"]),
+            self._bias is not None, self._post,
+        )  # fmt: skip
+        address = host_jit(self._isa).address(repr(spec), lambda: emit_direct(self._isa, spec))
+        words = (
+            Operand(0), self._weight.data_ptr(), 0 if self._bias is None else self._bias.data_ptr(),
+            0 if self._residual is None else Operand(self._residual), OUT, batch,
+        )  # fmt: skip
+        phase = Phase(address, words, spec.tasks(self._isa, batch))
+        return Routine((phase,), tuple(shape), layouts[0], tuple(layouts))

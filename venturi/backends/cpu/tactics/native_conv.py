@@ -1,0 +1,94 @@
+"""Convolutions with constant weights by generated code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from venturi.backends.base import Config, Kernel, RegionView, Routine
+from venturi.backends.cpu.codegen.geometry import ConvGeometry
+from venturi.backends.cpu.codegen.isa import Isa, host
+from venturi.backends.cpu.native.contraction import Direct, direct_configs, post_of
+from venturi.backends.cpu.native.kernel import NativeKernel, Shapes
+from venturi.backends.cpu.tactics.conv import ConvSpec, read_conv
+from venturi.ir.build import static_shape
+
+T = torch.Tensor
+
+
+def read_native_conv(region: RegionView) -> tuple[Isa, ConvSpec] | str:
+    """A 2-D convolution in fp32 whose epilogue can be generated."""
+    isa = host()
+    if isinstance(isa, str):
+        return isa
+    spec = read_conv(region)
+    if isinstance(spec, str):
+        return spec
+    if spec.weight.dim() != 4 or spec.weight.dtype != torch.float32 or spec.weight.numel() == 0:
+        return "not a 2-D convolution in fp32"
+    post = post_of(spec.epilogue)
+    return post if isinstance(post, str) else (isa, spec)
+
+
+def geometry_of(spec: ConvSpec, shapes: Shapes) -> tuple[ConvGeometry, int, tuple[int, ...]] | None:
+    """(geometry, batch, output shape) at these input shapes; None for empty tensors and residuals that broadcast."""
+    batch, channels, height, width = shapes[0]
+    left, right, top, bottom = spec.before or (spec.pads[1], spec.pads[1], spec.pads[0], spec.pads[0])
+    out_channels, _, kh, kw = spec.weight.shape
+    geometry = ConvGeometry(
+        height, width, channels, out_channels, (kh, kw), (spec.strides[0], spec.strides[1]),
+        (top, left, bottom, right), (spec.dilations[0], spec.dilations[1]),
+    )  # fmt: skip
+    shape = (batch, out_channels, geometry.out_height, geometry.out_width)
+    if min(shape) <= 0 or 0 in shapes[0] or min(left, right, top, bottom) < 0:
+        return None
+    residual = spec.epilogue.residual
+    return None if residual is not None and shapes[residual] != shape else (geometry, batch, shape)
+
+
+def aten_conv(spec: ConvSpec) -> Callable[..., T]:
+    """The same by torch's own convolution, for what generated code does not take."""
+
+    def run(*args: T) -> T:
+        y = torch.nn.functional.conv2d(
+            spec.pad(args[0]), spec.weight, spec.bias, spec.strides, spec.pads, spec.dilations, spec.group
+        )
+        return spec.epilogue.apply_(y, args)
+
+    return run
+
+
+class NativeConv:
+    """Direct convolution in NHWC on packed weights, with its epilogue."""
+
+    name = "native-conv"
+
+    def match(self, region: RegionView) -> list[Config] | str:
+        found = read_native_conv(region)
+        if isinstance(found, str):
+            return found
+        isa, spec = found
+        if spec.group != 1:
+            return "grouped"
+        size = static_shape(region.anchor.outputs[0])
+        if size is None:
+            return list(direct_configs(isa, spec.weight.shape, None, None))
+        pixels, width = size[0] * size[2] * size[3], size[3]
+        flat = spec.weight.shape[2:] == (1, 1) and set(spec.strides) == {1} and not any(spec.pads)
+        return list(direct_configs(isa, spec.weight.shape, pixels, size[2] * width if flat else width))
+
+    def bind(self, region: RegionView, config: Config) -> Kernel:
+        found = read_native_conv(region)
+        assert not isinstance(found, str)
+        isa, spec = found
+        direct = Direct(isa, spec.weight, spec.bias, spec.epilogue, config)
+
+        def plan(shapes: Shapes) -> Routine | None:
+            sizes = geometry_of(spec, shapes)
+            if sizes is None:
+                return None
+            geometry, batch, shape = sizes
+            return direct.routine(geometry, batch, shape, [torch.channels_last] * len(shapes))
+
+        return NativeKernel(plan, aten_conv(spec)).as_kernel()

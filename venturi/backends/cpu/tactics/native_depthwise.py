@@ -1,0 +1,63 @@
+"""Depthwise convolutions with constant weights by generated code."""
+
+from __future__ import annotations
+
+import torch
+
+from venturi.backends.base import OUT, Config, Kernel, Operand, Phase, RegionView, Routine
+from venturi.backends.cpu.codegen.activation import Post
+from venturi.backends.cpu.codegen.depthwise import DepthwiseSpec, emit_depthwise, pack_depthwise
+from venturi.backends.cpu.native.contraction import post_of
+from venturi.backends.cpu.native.jit import host_jit
+from venturi.backends.cpu.native.kernel import NativeKernel, Shapes
+from venturi.backends.cpu.native.memory import WEIGHTS
+from venturi.backends.cpu.tactics.native_conv import aten_conv, geometry_of, read_native_conv
+
+LARGEST_KERNEL = 49
+
+
+class NativeDepthwise:
+    """One filter a channel; `rows` pixels by `vectors` vectors of channels are computed together."""
+
+    name = "native-depthwise"
+
+    def match(self, region: RegionView) -> list[Config] | str:
+        found = read_native_conv(region)
+        if isinstance(found, str):
+            return found
+        _, spec = found
+        channels, own, kh, kw = spec.weight.shape
+        if own != 1 or spec.group != channels or channels == 1:
+            return "not one filter a channel"
+        if kh * kw > LARGEST_KERNEL:
+            return f"the kernel has {kh * kw} positions, more than {LARGEST_KERNEL}"
+        return [{"rows": 7, "vectors": 2}, {"rows": 4, "vectors": 4}]
+
+    def bind(self, region: RegionView, config: Config) -> Kernel:
+        found = read_native_conv(region)
+        assert not isinstance(found, str)
+        isa, spec = found
+        post = post_of(spec.epilogue)
+        assert isinstance(post, Post)
+        weight = WEIGHTS.copy(pack_depthwise(spec.weight, config["vectors"] * isa.lanes))
+        bias = None if spec.bias is None else spec.bias.contiguous()
+        residual = spec.epilogue.residual
+
+        def plan(shapes: Shapes) -> Routine | None:
+            sizes = geometry_of(spec, shapes)
+            if sizes is None:
+                return None
+            geometry, batch, shape = sizes
+            made = DepthwiseSpec(
+                geometry, min(config["rows"], geometry.out_width), config["vectors"], bias is not None, post
+            )
+            address = host_jit(isa).address(repr(made), lambda: emit_depthwise(isa, made))
+            words = (
+                Operand(0), weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
+                0 if residual is None else Operand(residual), OUT, batch,
+            )  # fmt: skip
+            layout = torch.channels_last
+            phase = Phase(address, words, batch * geometry.out_height)
+            return Routine((phase,), shape, layout, (layout,) * len(shapes))
+
+        return NativeKernel(plan, aten_conv(spec)).as_kernel()
