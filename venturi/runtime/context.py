@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from venturi.backends.reference.program import OPERATOR_ERRORS
 from venturi.backends.cpu.native.memory import empty_bytes
+from venturi.backends.reference.program import OPERATOR_ERRORS
 from venturi.core.errors import RequestError, VenturiError
 from venturi.engine.memory_plan import Lifetime, join_lifetimes, plan_memory
 from venturi.runtime.executable import Call, Executable

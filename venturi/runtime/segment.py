@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from venturi.backends.base import Operand, ParallelKernel, Routine
+from venturi.backends.base import Operand, Routine
 from venturi.runtime.executable import Call, Executable
 from venturi.runtime.watch import Watch
 
@@ -91,9 +91,7 @@ class _Draft:
         return Segment(self.first, self.last, Job(self.steps), patches, tuple(self.fresh.values()))
 
 
-def arrange(
-    executable: Executable, watch: Watch, homes: Sequence[T | None], scratch: Mapping[int, T]
-) -> Program:
+def arrange(executable: Executable, watch: Watch, homes: Sequence[T | None], scratch: Mapping[int, T]) -> Program:
     """`scratch[i]` is the scratch memory of call i where its routine wants some."""
     fixed: dict[int, T] = {s: x for s, x in enumerate(executable.template) if isinstance(x, T)}
     constants = set(fixed)

@@ -6,9 +6,11 @@ from venturi.backends.base import Backend
 from venturi.backends.cpu.tactics.concat import JoinConcat
 from venturi.backends.cpu.tactics.conv import AtenConv, OneDnnConv
 from venturi.backends.cpu.tactics.gemm import AtenLinear, AtenMatMul, OneDnnLinear
-from venturi.backends.cpu.tactics.native_conv import NativeConv
+from venturi.backends.cpu.tactics.native_cluster import NativePointwise, NativeRows
+from venturi.backends.cpu.tactics.native_conv import NativeConv, NativeWinograd
 from venturi.backends.cpu.tactics.native_depthwise import NativeDepthwise
 from venturi.backends.cpu.tactics.native_linear import NativeLinear
+from venturi.backends.cpu.tactics.native_pool import NativePool
 from venturi.backends.cpu.tactics.pointwise import InPlaceBody, OutPointwise
 from venturi.backends.cpu.tactics.reference import Reference
 from venturi.backends.sdpa import SdpaAttention
@@ -17,6 +19,7 @@ CPU = Backend(
     "cpu",
     (
         NativeConv(),
+        NativeWinograd(),
         NativeDepthwise(),
         OneDnnConv(),
         AtenConv(channels_last=True),
@@ -26,6 +29,9 @@ CPU = Backend(
         AtenLinear(),
         AtenMatMul(),
         SdpaAttention(Reference()),
+        NativePool(),
+        NativeRows(),
+        NativePointwise(),
         InPlaceBody(),
         OutPointwise(),
         JoinConcat(),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -70,16 +71,20 @@ class _Depthwise:
         e = self.e
 
         def tile(column: Val) -> None:
-            codes = [self._code(p, image, y, column, block, vectors, masked) for p in self.patterns]
+            codes = [partial(self._tile, p, image, y, column, block, vectors, masked) for p in self.patterns]
             e.switch(e.table(self.kinds, column), codes)
 
         e.each(0, len(self.starts), 1, tile)
 
-    def _code(self, pattern, image, y, column, block, vectors, masked):  # type: ignore[no-untyped-def]
-        return lambda: self._tile(pattern, image, y, column, block, vectors, masked)
-
     def _tile(
-        self, pattern: Sequence[Sequence[int]], image: Val, y: Val, column: Val, block: Val, vectors: int, masked: int | None
+        self,
+        pattern: Sequence[Sequence[int]],
+        image: Val,
+        y: Val,
+        column: Val,
+        block: Val,
+        vectors: int,
+        masked: int | None,
     ) -> None:
         e, g, spec, lanes = self.e, self.g, self.spec, self.e.isa.lanes
         x0, c0 = e.table(self.starts, column), e.mul(block, self.width)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -26,8 +27,8 @@ X, WEIGHT, BIAS, RESIDUAL, OUT = range(5)
 
 @dataclass(frozen=True)
 class DirectSpec:
-    """`block` tiles make a task. `channels_first`: threads share out the channels rather than the pixels. `depth` 0 runs
-    through all of a tile's products at once."""
+    """`block` tiles make a task. `channels_first`: threads share out the channels rather than the pixels. `depth` 0
+    runs through all of a tile's products at once. `guarded`: nothing is done while the word at a given address is 0."""
 
     geometry: ConvGeometry
     rows: int
@@ -38,6 +39,7 @@ class DirectSpec:
     channels_first: bool
     bias: bool
     post: Post
+    guarded: bool = False
 
     @property
     def tiles_a_row(self) -> int:
@@ -65,7 +67,7 @@ def pack_weights(weight: torch.Tensor, block: int) -> torch.Tensor:
 
 
 def emit_direct(isa: Isa, spec: DirectSpec) -> str:
-    """The kernel's IR. Words: x, weights, bias, residual, out, number of images."""
+    """The kernel's IR. Words: x, weights, bias, residual, out, number of images, and the guard's address."""
     e = Emitter(isa)
     _Direct(e, spec).tasks()
     return e.finish()
@@ -104,7 +106,11 @@ class _Direct:
             image, block = e.divmod(place, spec.blocks)
             self._task(image, block, channel)
 
-        e.each(e.begin, e.end, 1, task)
+        end = e.end
+        if spec.guarded:
+            raised = e.b.icmp_signed("!=", e.load_word(e.pointer(6)), e.i64(0))
+            end = e.b.select(raised, e.end, e.begin)
+        e.each(e.begin, end, 1, task)
 
     def _task(self, image: Val, block: Val, channel: Val) -> None:
         e, spec, g = self.e, self.spec, self.g
@@ -120,23 +126,27 @@ class _Direct:
 
             def tile(t: Val) -> None:
                 y, column = e.divmod(t, spec.tiles_a_row)
-                kinds = [self._tile_code(p, image, y, column, channel, vectors, masked) for p in self.patterns]
+                kinds = [partial(self._tile, p, image, y, column, channel, vectors, masked) for p in self.patterns]
                 e.switch(e.table(self.kinds, column), kinds)
 
             e.each(first, last, 1, tile)
 
-        full = lambda: run(spec.vectors, None)  # noqa: E731
-        rest = lambda: run(tail, left % e.isa.lanes or None)  # noqa: E731
+        full = partial(run, spec.vectors, None)
+        rest = partial(run, tail, left % e.isa.lanes or None)
         if left and whole:
-            e.switch(e.b.udiv(e.int(channel), e.int(whole)), [full, rest])
+            e.switch(e.b.udiv(e.i64(channel), e.i64(whole)), [full, rest])
         else:
             (rest if left else full)()
 
-    def _tile_code(self, pattern, image, y, column, channel, vectors, masked):  # type: ignore[no-untyped-def]
-        return lambda: self._tile(pattern, image, y, column, channel, vectors, masked)
-
     def _tile(
-        self, pattern: Sequence[Sequence[int]], image: Val, y: Val, column: Val, channel: Val, vectors: int, masked: int | None
+        self,
+        pattern: Sequence[Sequence[int]],
+        image: Val,
+        y: Val,
+        column: Val,
+        channel: Val,
+        vectors: int,
+        masked: int | None,
     ) -> None:
         e, g, spec = self.e, self.g, self.spec
         x0 = e.table(self.starts, column)
@@ -208,14 +218,16 @@ class _Direct:
                 left = e.sub(e.mul(e.table(self.starts, column), g.strides[1]), g.pads[1])
                 left = e.add(left, e.mul(s, g.dilations[1]))
                 line = e.at(self.x, e.mul(e.add(e.mul(e.add(e.mul(image, g.height), top), g.width), left), g.channels))
-                codes = [self._chunk_code(rows, line, panel, sums, c0, c1, vectors) for rows in sets]
-                run = lambda: e.switch(e.table(choice, e.add(e.mul(s, spec.tiles_a_row), column)), codes)  # noqa: E731
+                codes = [partial(self._chunk, rows, line, panel, sums, c0, c1, vectors) for rows in sets]
+                run = partial(e.switch, e.table(choice, e.add(e.mul(s, spec.tiles_a_row), column)), codes)
                 e.when(e.inside(top, g.height), run) if g.pads[0] or g.pads[2] else run()
 
             e.each(first, last, 1, tile)
 
-        channels = lambda r, s: e.each(0, g.channels, spec.depth, lambda c0: chunk(r, s, c0))  # noqa: E731
-        e.each(0, g.kernel[0], 1, lambda r: e.each(0, g.kernel[1], 1, lambda s: channels(r, s)))
+        def position(r: Val, s: Val) -> None:
+            e.each(0, g.channels, spec.depth, partial(chunk, r, s))
+
+        e.each(0, g.kernel[0], 1, lambda r: e.each(0, g.kernel[1], 1, partial(position, r)))
 
         def leave(t: Val) -> None:
             y, column = e.divmod(t, spec.tiles_a_row)
@@ -224,17 +236,13 @@ class _Direct:
 
         e.each(first, last, 1, leave)
 
-    def _chunk_code(self, rows, line, panel, sums, c0, c1, vectors):  # type: ignore[no-untyped-def]
+    def _chunk(self, rows: Sequence[int], line: Val, panel: Val, sums: Val, c0: Val, c1: Val, vectors: int) -> None:
+        """Add the products of channels [c0, c1) to a tile's waiting sums."""
         e, lanes = self.e, self.e.isa.lanes
-
-        def code() -> None:
-            places = [(i, v) for i in rows for v in range(vectors)]
-            at = {p: e.at(sums, (p[0] * vectors + p[1]) * lanes) for p in places}
-            acc = [e.load(at[p]) for p in places]
-            for p, value in zip(places, self._steps(line, panel, c0, c1, rows, vectors, acc)):
-                e.store(value, at[p])
-
-        return code
+        at = [e.at(sums, (i * vectors + v) * lanes) for i in rows for v in range(vectors)]
+        found = self._steps(line, panel, c0, c1, rows, vectors, [e.load(a) for a in at])
+        for a, value in zip(at, found):
+            e.store(value, a)
 
     def _initial(self, lane0: Val, vectors: int, masked: int | None) -> list[Val]:
         e = self.e

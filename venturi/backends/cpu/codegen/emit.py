@@ -34,7 +34,8 @@ class Emitter:
         return str(self.module)
 
     # --- integers and pointers
-    def int(self, x: Val) -> Val:
+    def i64(self, x: Val) -> Val:
+        """`x` as a value of 64 bits."""
         return I64(x) if isinstance(x, int) else x
 
     def add(self, x: Val, y: Val) -> Val:
@@ -42,17 +43,17 @@ class Emitter:
             return x + y
         if (isinstance(x, int) and x == 0) or (isinstance(y, int) and y == 0):
             return y if isinstance(x, int) else x
-        return self.b.add(self.int(x), self.int(y))
+        return self.b.add(self.i64(x), self.i64(y))
 
     def sub(self, x: Val, y: Val) -> Val:
-        return x - y if isinstance(x, int) and isinstance(y, int) else self.b.sub(self.int(x), self.int(y))
+        return x - y if isinstance(x, int) and isinstance(y, int) else self.b.sub(self.i64(x), self.i64(y))
 
     def mul(self, x: Val, y: Val) -> Val:
         if isinstance(x, int) and isinstance(y, int):
             return x * y
         if x == 1 or y == 1:
             return y if x == 1 else x
-        return self.b.mul(self.int(x), self.int(y))
+        return self.b.mul(self.i64(x), self.i64(y))
 
     def divmod(self, x: Val, y: int) -> tuple[Val, Val]:
         """Of a non-negative `x` by a positive constant."""
@@ -63,18 +64,18 @@ class Emitter:
     def min(self, x: Val, y: Val) -> Val:
         if isinstance(x, int) and isinstance(y, int):
             return min(x, y)
-        x, y = self.int(x), self.int(y)
+        x, y = self.i64(x), self.i64(y)
         return self.b.select(self.b.icmp_signed("<", x, y), x, y)
 
     def max(self, x: Val, y: Val) -> Val:
         if isinstance(x, int) and isinstance(y, int):
             return max(x, y)
-        x, y = self.int(x), self.int(y)
+        x, y = self.i64(x), self.i64(y)
         return self.b.select(self.b.icmp_signed(">", x, y), x, y)
 
     def at(self, pointer: Val, offset: Val) -> Val:
         return pointer if isinstance(offset, int) and offset == 0 else self.b.gep(
-            pointer, [self.int(offset)], source_etype=F32
+            pointer, [self.i64(offset)], source_etype=F32
         )  # fmt: skip
 
     def pointer(self, index: int) -> Val:
@@ -93,7 +94,7 @@ class Emitter:
 
     def inside(self, x: Val, size: int) -> Val:
         """0 <= x < size."""
-        return self.b.icmp_unsigned("<", self.int(x), I64(size))
+        return self.b.icmp_unsigned("<", self.i64(x), I64(size))
 
     # --- vectors
     def constant(self, x: float) -> Val:
@@ -105,6 +106,9 @@ class Emitter:
         mask = ir.Constant(ir.VectorType(I32, self.isa.lanes), [0] * self.isa.lanes)
         return self.b.shuffle_vector(one, undefined, mask)
 
+    def to_float(self, x: Val) -> Val:
+        return self.b.sitofp(self.i64(x), F32)
+
     def load_scalar(self, pointer: Val) -> Val:
         return self.b.load(pointer, typ=F32, align=4)
 
@@ -112,22 +116,44 @@ class Emitter:
         """A vector; only its first `count` lanes are read where that is given, the others are 0."""
         if count is None or count == self.isa.lanes:
             return self.b.load(pointer, typ=self.vector, align=4)
-        load = self.intrinsic(f"llvm.masked.load.v{self.isa.lanes}f32.p0", self.vector, [PTR, I32, self._mask_type, self.vector])
-        return self.b.call(load, [pointer, I32(4), self._mask(count), self.constant(0.0)])
+        load = self.intrinsic(
+            f"llvm.masked.load.v{self.isa.lanes}f32.p0", self.vector, [PTR, I32, self._mask_type, self.vector]
+        )
+        return self.b.call(load, [pointer, I32(4), self.mask(count), self.constant(0.0)])
 
     def store(self, value: Val, pointer: Val, count: int | None = None) -> None:
         if count is None or count == self.isa.lanes:
             self.b.store(value, pointer, align=4)
             return
-        store = self.intrinsic(f"llvm.masked.store.v{self.isa.lanes}f32.p0", ir.VoidType(), [self.vector, PTR, I32, self._mask_type])
-        self.b.call(store, [value, pointer, I32(4), self._mask(count)])
+        store = self.intrinsic(
+            f"llvm.masked.store.v{self.isa.lanes}f32.p0", ir.VoidType(), [self.vector, PTR, I32, self._mask_type]
+        )
+        self.b.call(store, [value, pointer, I32(4), self.mask(count)])
 
     @property
     def _mask_type(self) -> Any:
         return ir.VectorType(I1, self.isa.lanes)
 
-    def _mask(self, count: int) -> Val:
+    def rotate(self, value: Val, step: int) -> Val:
+        """Lane i takes lane i + `step`, around the end."""
+        lanes = self.isa.lanes
+        order = ir.Constant(ir.VectorType(I32, lanes), [(i + step) % lanes for i in range(lanes)])
+        return self.b.shuffle_vector(value, ir.Constant(self.vector, ir.Undefined), order)
+
+    def mask(self, count: int) -> Val:
+        """True in the first `count` lanes."""
         return ir.Constant(self._mask_type, [i < count for i in range(self.isa.lanes)])
+
+    def any(self, flags: Val) -> Val:
+        """Whether one lane is true."""
+        whole = ir.IntType(self.isa.lanes)
+        return self.b.icmp_unsigned("!=", self.b.bitcast(flags, whole), whole(0))
+
+    def store_word(self, x: int, pointer: Val) -> None:
+        self.b.store(I64(x), pointer, align=8)
+
+    def load_word(self, pointer: Val) -> Val:
+        return self.b.load(pointer, typ=I64, align=8)
 
     def fma(self, x: Val, y: Val, z: Val) -> Val:
         return self.b.call(self.math("fma", 3), [x, y, z])
@@ -155,13 +181,13 @@ class Emitter:
         self.b.branch(head)
         self.b.position_at_end(head)
         i = self.b.phi(I64)
-        i.add_incoming(self.int(start), before)
+        i.add_incoming(self.i64(start), before)
         phis = []
         for value in carried:
             phi = self.b.phi(value.type)
             phi.add_incoming(value, before)
             phis.append(phi)
-        self.b.cbranch(self.b.icmp_signed("<", i, self.int(stop)), inside, after)
+        self.b.cbranch(self.b.icmp_signed("<", i, self.i64(stop)), inside, after)
         self.b.position_at_end(inside)
         results = body(i, list(phis))
         i.add_incoming(self.b.add(i, I64(step)), self.b.block)

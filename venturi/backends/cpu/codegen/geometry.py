@@ -41,7 +41,9 @@ class ConvGeometry:
 
     def flat(self) -> ConvGeometry:
         """A pointwise convolution as one row of pixels."""
-        return ConvGeometry(1, self.height * self.width, self.channels, self.out_channels) if self.is_pointwise else self
+        return (
+            ConvGeometry(1, self.height * self.width, self.channels, self.out_channels) if self.is_pointwise else self
+        )
 
     def valid(self, tap: int, out_x: int) -> bool:
         """Whether column `tap` of the kernel meets the image at output column `out_x`."""
@@ -65,6 +67,6 @@ def kernel_rows(e: Emitter, g: ConvGeometry, top: Val) -> tuple[Val, Val]:
     if not (g.pads[0] or g.pads[2]):
         return 0, g.kernel[0]
     d = g.dilations[0]
-    first = e.b.sdiv(e.max(e.sub(d - 1, top), 0), e.int(d))
-    last = e.min(e.b.sdiv(e.max(e.add(e.sub(g.height, top), d - 1), 0), e.int(d)), g.kernel[0])
+    first = e.b.sdiv(e.i64(e.max(e.sub(d - 1, top), 0)), e.i64(d))
+    last = e.min(e.b.sdiv(e.i64(e.max(e.add(e.sub(g.height, top), d - 1), 0)), e.i64(d)), g.kernel[0])
     return first, last

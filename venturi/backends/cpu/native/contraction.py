@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
-from venturi.backends.base import OUT, Operand, Phase, Routine
+from venturi.backends.base import OUT, SCRATCH, Operand, Phase, Routine
 from venturi.backends.cpu.codegen.activation import ACTIVATIONS, Post
 from venturi.backends.cpu.codegen.direct import DirectSpec, emit_direct, pack_weights
 from venturi.backends.cpu.codegen.geometry import ConvGeometry
 from venturi.backends.cpu.codegen.isa import Isa
+from venturi.backends.cpu.codegen.winograd import WinogradSpec, emit_patches, emit_products, pack_winograd
 from venturi.backends.cpu.epilogue import Epilogue
 from venturi.backends.cpu.native.jit import host_jit
 from venturi.backends.cpu.native.memory import WEIGHTS
@@ -40,6 +41,19 @@ def post_of(epilogue: Epilogue) -> Post | str:
     )  # fmt: skip
 
 
+def rank_tiles(isa: Isa, channels: int, width: int | None) -> list[tuple[int, int, int]]:
+    """(rows, vectors, unroll), those first whose work is of most use for rows of `width` pixels, if that is known."""
+
+    def useful(tile: tuple[int, int, int]) -> float:
+        rows, vectors, _ = tile
+        rows = min(rows, width or rows)
+        across = 1.0 if width is None else width / (-(-width // rows) * rows)
+        lanes = -(-channels // isa.lanes)
+        return across * lanes / (-(-lanes // vectors) * vectors) * min(1.0, rows * vectors / 12)
+
+    return sorted(TILES[isa.name], key=lambda t: -round(useful(t), 2))
+
+
 def direct_configs(isa: Isa, weight: Sequence[int], pixels: int | None, width: int | None) -> list[dict[str, Any]]:
     """The candidates worth timing, best guess first, for weights [out, in, kh, kw] over `pixels` output pixels in rows
     of `width`; None where these are not known.
@@ -49,26 +63,25 @@ def direct_configs(isa: Isa, weight: Sequence[int], pixels: int | None, width: i
     """
     out, depth = weight[0], math.prod(weight[1:])
 
-    def useful(tile: tuple[int, int, int]) -> float:
-        rows, vectors, _ = tile
-        rows = min(rows, width or rows)
-        across = 1.0 if width is None else width / (-(-width // rows) * rows)
-        lanes = -(-out // isa.lanes)
-        blocks = -(-lanes // vectors)
-        return across * lanes / (blocks * vectors) * min(1.0, rows * vectors / 12)
-
-    ranked = sorted(TILES[isa.name], key=lambda t: -round(useful(t), 2))[:2]
+    ranked = rank_tiles(isa, out, width)[:2]
     heavy = None if pixels is None else out * depth / (pixels * (weight[1] + out))
-    orders = [False, True] if heavy is None or 0.25 < heavy < 4 else [heavy >= 4]
+    orders = [False, True] if heavy is None or 0.5 < heavy < 2 else [heavy >= 2]
     found = []
     for rows, vectors, unroll in ranked:
         panel = depth * vectors * isa.lanes * 4
         chunk = L1_BYTES // (vectors * isa.lanes * 4)
-        depths = [0] if panel <= L1_BYTES else [chunk] if panel > L2_BYTES else [0, chunk]
+        depths = [0] if panel <= L2_BYTES // 2 else [0, chunk]
         for d in depths:
             for first in orders:
                 found.append(
-                    {"rows": rows, "vectors": vectors, "unroll": unroll, "block": 8, "depth": d, "channels_first": first}
+                    {
+                        "rows": rows,
+                        "vectors": vectors,
+                        "unroll": unroll,
+                        "block": 8,
+                        "depth": d,
+                        "channels_first": first,
+                    }
                 )
     return found
 
@@ -76,9 +89,7 @@ def direct_configs(isa: Isa, weight: Sequence[int], pixels: int | None, width: i
 class Direct:
     """`weight` is [out, in, kh, kw]. Thread-safe."""
 
-    def __init__(
-        self, isa: Isa, weight: T, bias: T | None, epilogue: Epilogue, config: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, isa: Isa, weight: T, bias: T | None, epilogue: Epilogue, config: Mapping[str, Any]) -> None:
         post = post_of(epilogue)
         assert isinstance(post, Post)
         self._isa, self._config, self._post, self._residual = isa, config, post, epilogue.residual
@@ -89,16 +100,57 @@ class Direct:
         self, geometry: ConvGeometry, batch: int, shape: Sequence[int], layouts: Sequence[torch.memory_format]
     ) -> Routine:
         """Of `batch` images into a result of `shape`; it lies as the first of `layouts`, the inputs' ones."""
+        return Routine((self.phase(geometry, batch),), tuple(shape), layouts[0], tuple(layouts))
+
+    def phase(self, geometry: ConvGeometry, batch: int, guarded: bool = False) -> Phase:
+        """`guarded`: it does nothing where the first word of scratch memory is 0."""
         flat, c = geometry.flat(), self._config
         spec = DirectSpec(
             flat, min(c["rows"], flat.out_width), c["vectors"], c["block"], c["unroll"],
-            c["depth"], bool(c["channels_first"]),
-            self._bias is not None, self._post,
+            c["depth"], bool(c["channels_first"]), self._bias is not None, self._post, guarded,
         )  # fmt: skip
         address = host_jit(self._isa).address(repr(spec), lambda: emit_direct(self._isa, spec))
         words = (
             Operand(0), self._weight.data_ptr(), 0 if self._bias is None else self._bias.data_ptr(),
-            0 if self._residual is None else Operand(self._residual), OUT, batch,
+            0 if self._residual is None else Operand(self._residual), OUT, batch, SCRATCH if guarded else 0,
         )  # fmt: skip
-        phase = Phase(address, words, spec.tasks(self._isa, batch))
-        return Routine((phase,), tuple(shape), layouts[0], tuple(layouts))
+        return Phase(address, words, spec.tasks(self._isa, batch))
+
+
+class Winograd:
+    """A 3x3 convolution of stride 1: patches, products, and the direct way for inputs that are not finite."""
+
+    def __init__(self, isa: Isa, weight: T, bias: T | None, epilogue: Epilogue, config: Mapping[str, Any]) -> None:
+        post = post_of(epilogue)
+        assert isinstance(post, Post)
+        rows, vectors, unroll = TILES[isa.name][0]
+        plain = {"rows": rows, "vectors": vectors, "unroll": unroll, "block": 8, "depth": 0, "channels_first": False}
+        self._direct = Direct(isa, weight, bias, epilogue, plain)
+        self._isa, self._config, self._post, self._residual = isa, config, post, epilogue.residual
+        self._weight = WEIGHTS.copy(pack_winograd(weight, config["size"], config["vectors"] * isa.lanes))
+        self._bias = None if bias is None else bias.contiguous()
+        self._zeros = torch.zeros(weight.shape[1])
+
+    def routine(
+        self, geometry: ConvGeometry, batch: int, shape: Sequence[int], layouts: Sequence[torch.memory_format]
+    ) -> Routine:
+        c, jit = self._config, host_jit(self._isa)
+        tiles = WinogradSpec(geometry, c["size"], 1, 1, 1, 1, False, Post()).tiles(batch)
+        rows = min(c["rows"], tiles)
+        spec = WinogradSpec(
+            geometry, c["size"], rows, c["vectors"], min(c["groups"], tiles // rows), c["unroll"],
+            self._bias is not None, self._post,
+        )  # fmt: skip
+        patches = jit.address(f"patches {spec!r}", lambda: emit_patches(self._isa, spec))
+        products = jit.address(f"products {spec!r}", lambda: emit_products(self._isa, spec))
+        bias = 0 if self._bias is None else self._bias.data_ptr()
+        residual: int | Operand = 0 if self._residual is None else Operand(self._residual)
+        phases = (
+            Phase(patches, (Operand(0), self._zeros.data_ptr(), SCRATCH, tiles), tiles),
+            Phase(
+                products, (SCRATCH, self._weight.data_ptr(), bias, residual, OUT, tiles),
+                spec.product_tasks(self._isa, batch),
+            ),
+            self._direct.phase(geometry, batch, guarded=True),
+        )  # fmt: skip
+        return Routine(phases, tuple(shape), layouts[0], tuple(layouts), spec.scratch(batch))

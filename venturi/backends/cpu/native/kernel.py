@@ -26,6 +26,7 @@ class NativeKernel:
         self._plan, self._other, self._keep = plan, other, keep
         self._routines: OrderedDict[Shapes, Routine | None] = OrderedDict()
         self._lock = threading.Lock()
+        self._jobs: dict[int, tuple[Routine, Job]] = {}
 
     def as_kernel(self) -> Kernel:
         return Kernel(self.run, self.run_out, parallel=self)
@@ -43,24 +44,28 @@ class NativeKernel:
         routine = self.routine(tuple(tuple(x.shape) for x in inputs))
         if routine is None:
             return self._other(*inputs)
-        return _execute(routine, inputs, torch.empty(routine.shape, memory_format=routine.layout))
+        return self._execute(routine, inputs, torch.empty(routine.shape, memory_format=routine.layout))
 
     def run_out(self, *inputs: T, out: T) -> None:
         routine = self.routine(tuple(tuple(x.shape) for x in inputs))
         if routine is None or not out.is_contiguous(memory_format=routine.layout):
             out.copy_(self.run(*inputs))
         else:
-            _execute(routine, inputs, out)
+            self._execute(routine, inputs, out)
 
-
-def _execute(routine: Routine, inputs: Sequence[T], out: T) -> T:
-    placed = [x.contiguous(memory_format=f) for x, f in zip(inputs, routine.layouts)]
-    scratch = torch.empty(routine.scratch, dtype=torch.uint8)
-    addresses = [*(x.data_ptr() for x in placed), scratch.data_ptr(), out.data_ptr()]
-    Job([(p.address, fill(p.words, addresses), p.tasks) for p in routine.phases]).run()
-    return out
-
-
-def fill(words: Sequence[int | Operand], addresses: Sequence[int]) -> list[int]:
-    """Words with operands replaced; `addresses` are the inputs', then the scratch memory's, then the output's."""
-    return [addresses[w.index] if isinstance(w, Operand) else w for w in words]
+    def _execute(self, routine: Routine, inputs: Sequence[T], out: T) -> T:
+        placed = [x.contiguous(memory_format=f) for x, f in zip(inputs, routine.layouts)]
+        scratch = torch.empty(routine.scratch, dtype=torch.uint8)
+        addresses = [*(x.data_ptr() for x in placed), scratch.data_ptr(), out.data_ptr()]
+        _, job = self._jobs.pop(id(routine), (routine, None))
+        job = job or Job(
+            [(p.address, [w if isinstance(w, int) else 0 for w in p.words], p.tasks) for p in routine.phases]
+        )
+        for i, phase in enumerate(routine.phases):
+            words = job.words(i)
+            for at, word in enumerate(phase.words):
+                if isinstance(word, Operand):
+                    words[at] = addresses[word.index]
+        job.run()
+        self._jobs[id(routine)] = (routine, job)
+        return out

@@ -25,8 +25,6 @@ THREADS, STEPS, ARRIVED = 0, 1, 8
 SPINS = 4000
 
 
-
-
 def walker_ir(isa: Isa) -> str:
     """`kernel(job)`, run by every thread. A job is 64-bit words: threads, steps; at 8 the barrier's counter, 0 at the
     start; from 16 on, four words a step: function, arguments, tasks, unused. Threads take equal parts of a step's
@@ -122,9 +120,7 @@ def _walker(isa: Isa) -> int:
     return host_jit(isa).address("walker", lambda: walker_ir(isa), {"omp_get_thread_num": number})
 
 
-@ctypes.CFUNCTYPE(ctypes.c_int)
-def _zero() -> int:
-    return 0
+_zero = ctypes.CFUNCTYPE(ctypes.c_int)(lambda: 0)
 
 
 def _zero_address() -> int:
@@ -152,7 +148,9 @@ class Job:
         header = [0] * HEADER_WORDS
         header[STEPS] = len(steps)
         records = [
-            x for (address, _, tasks), a in zip(steps, self._arguments) for x in (address, ctypes.addressof(a), tasks, 0)
+            x
+            for (address, _, tasks), a in zip(steps, self._arguments)
+            for x in (address, ctypes.addressof(a), tasks, 0)
         ]
         self._block = (ctypes.c_int64 * (len(header) + len(records)))(*header, *records)
         self._address = ctypes.addressof(self._block)

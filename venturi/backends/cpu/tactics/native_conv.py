@@ -9,12 +9,14 @@ import torch
 from venturi.backends.base import Config, Kernel, RegionView, Routine
 from venturi.backends.cpu.codegen.geometry import ConvGeometry
 from venturi.backends.cpu.codegen.isa import Isa, host
-from venturi.backends.cpu.native.contraction import Direct, direct_configs, post_of
+from venturi.backends.cpu.native.contraction import Direct, Winograd, direct_configs, post_of, rank_tiles
 from venturi.backends.cpu.native.kernel import NativeKernel, Shapes
 from venturi.backends.cpu.tactics.conv import ConvSpec, read_conv
 from venturi.ir.build import static_shape
 
 T = torch.Tensor
+FEWEST_CHANNELS = 16
+MOST_WEIGHTS = 300 * 300
 
 
 def read_native_conv(region: RegionView) -> tuple[Isa, ConvSpec] | str:
@@ -90,5 +92,47 @@ class NativeConv:
                 return None
             geometry, batch, shape = sizes
             return direct.routine(geometry, batch, shape, [torch.channels_last] * len(shapes))
+
+        return NativeKernel(plan, aten_conv(spec)).as_kernel()
+
+
+class NativeWinograd:
+    """3x3 convolutions of stride 1 with a quarter to a half of the products."""
+
+    name = "native-winograd"
+
+    def match(self, region: RegionView) -> list[Config] | str:
+        found = read_native_conv(region)
+        if isinstance(found, str):
+            return found
+        isa, spec = found
+        out, channels, kh, kw = spec.weight.shape
+        if spec.group != 1 or (kh, kw) != (3, 3) or {*spec.strides, *spec.dilations} != {1}:
+            return "not a plain 3x3 convolution of stride 1"
+        if min(out, channels) < FEWEST_CHANNELS:
+            return f"fewer than {FEWEST_CHANNELS} channels"
+        size = static_shape(region.anchor.outputs[0])
+        tiles = None if size is None else size[0] * -(-size[2] // 4) * -(-size[3] // 4)
+        configs = []
+        for m in (4, 2):
+            if m == 4 and out * channels > MOST_WEIGHTS:
+                continue
+            n = None if tiles is None else size[0] * -(-size[2] // m) * -(-size[3] // m)  # type: ignore[index]
+            rows, vectors, unroll = rank_tiles(isa, out, n)[0]
+            configs.append({"size": m, "rows": rows, "vectors": vectors, "unroll": unroll, "groups": 2})
+        return list(configs)
+
+    def bind(self, region: RegionView, config: Config) -> Kernel:
+        found = read_native_conv(region)
+        assert not isinstance(found, str)
+        isa, spec = found
+        made = Winograd(isa, spec.weight, spec.bias, spec.epilogue, config)
+
+        def plan(shapes: Shapes) -> Routine | None:
+            sizes = geometry_of(spec, shapes)
+            if sizes is None:
+                return None
+            geometry, batch, shape = sizes
+            return made.routine(geometry, batch, shape, [torch.channels_last] * len(shapes))
 
         return NativeKernel(plan, aten_conv(spec)).as_kernel()

@@ -1,0 +1,195 @@
+"""Pointwise nodes as statements over numbered fp32 values, and their code on vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+
+from venturi.backends.base import RegionView
+from venturi.backends.cpu.codegen import mathlib as m
+from venturi.backends.cpu.codegen.activation import ACTIVATIONS, Post
+from venturi.backends.cpu.codegen.emit import Emitter, Val
+from venturi.ir.dtypes import DT
+
+Emit = Callable[[Emitter, list[Val], Mapping[str, Any]], Val]
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One operator on values given by number; -1 is an input left out. Its result takes the next number."""
+
+    op: str
+    inputs: tuple[int, ...]
+    attrs: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Body:
+    """Values 0 .. pointers - 1 are loaded; then one value a statement. `result` is the one to store."""
+
+    pointers: int
+    statements: tuple[Statement, ...]
+    result: int
+
+
+def _fold(op: Callable[[Emitter, Val, Val], Val]) -> Emit:
+    def emit(e: Emitter, a: list[Val], attrs: Mapping[str, Any]) -> Val:
+        out = a[0]
+        for x in a[1:]:
+            out = op(e, out, x)
+        return out
+
+    return emit
+
+
+def _activation(name: str) -> Emit:
+    defaults = {"LeakyRelu": 0.01, "Elu": 1.0, "HardSigmoid": 0.2, "Swish": 1.0}
+
+    def emit(e: Emitter, a: list[Val], attrs: Mapping[str, Any]) -> Val:
+        post = Post(
+            name, float(attrs.get("alpha", defaults.get(name, 0.0))), float(attrs.get("beta", 0.5)),
+            mode=str(attrs.get("approximate", "none")),
+        )  # fmt: skip
+        return ACTIVATIONS[name](e, a[0], post)
+
+    return emit
+
+
+def _clip(e: Emitter, a: list[Val], attrs: Mapping[str, Any]) -> Val:
+    x = a[0]
+    if len(a) > 1 and a[1] is not None:
+        x = m.maximum(e, x, a[1])
+    return m.minimum(e, x, a[2]) if len(a) > 2 and a[2] is not None else x
+
+
+def _compare(sign: str) -> Emit:
+    return lambda e, a, attrs: e.b.fcmp_ordered(sign, a[0], a[1])
+
+
+def _unary(name: str) -> Emit:
+    return lambda e, a, attrs: e.b.call(e.math(name, 1), [a[0]])
+
+
+def _softplus(e: Emitter, a: list[Val], attrs: Mapping[str, Any]) -> Val:
+    """log(1 + exp x) as max(x, 0) + log(1 + exp -|x|)."""
+    size = m.absolute(e, a[0])
+    rest = m.log(e, e.b.fadd(e.constant(1.0), m.exp(e, e.b.fneg(size))))
+    return e.b.fadd(m.at_least(e, a[0], 0.0), rest)
+
+
+EXPRESSIONS: dict[str, Emit] = {
+    "Add": _fold(lambda e, x, y: e.b.fadd(x, y)),
+    "Sum": _fold(lambda e, x, y: e.b.fadd(x, y)),
+    "Sub": lambda e, a, attrs: e.b.fsub(a[0], a[1]),
+    "Mul": lambda e, a, attrs: e.b.fmul(a[0], a[1]),
+    "Div": lambda e, a, attrs: e.b.fdiv(a[0], a[1]),
+    "Neg": lambda e, a, attrs: e.b.fneg(a[0]),
+    "Abs": lambda e, a, attrs: m.absolute(e, a[0]),
+    "Sqrt": _unary("sqrt"),
+    "Floor": _unary("floor"),
+    "Ceil": _unary("ceil"),
+    "Round": _unary("rint"),
+    "Reciprocal": lambda e, a, attrs: e.b.fdiv(e.constant(1.0), a[0]),
+    "Exp": lambda e, a, attrs: m.exp(e, a[0]),
+    "Log": lambda e, a, attrs: m.log(e, a[0]),
+    "Erf": lambda e, a, attrs: m.erf(e, a[0]),
+    "Softplus": _softplus,
+    "Identity": lambda e, a, attrs: a[0],
+    "Max": _fold(m.maximum),
+    "Min": _fold(m.minimum),
+    "Clip": _clip,
+    "Equal": _compare("=="),
+    "Greater": _compare(">"),
+    "Less": _compare("<"),
+    "GreaterOrEqual": _compare(">="),
+    "LessOrEqual": _compare("<="),
+    "And": lambda e, a, attrs: e.b.and_(a[0], a[1]),
+    "Or": lambda e, a, attrs: e.b.or_(a[0], a[1]),
+    "Not": lambda e, a, attrs: e.b.not_(a[0]),
+    "Where": lambda e, a, attrs: e.b.select(a[0], a[1], a[2]),
+    "PRelu": lambda e, a, attrs: e.b.select(
+        e.b.fcmp_ordered("<", a[0], e.constant(0.0)), e.b.fmul(a[0], a[1]), a[0]
+    ),
+    **{name: _activation(name) for name in ACTIVATIONS if name != "Clip"},
+}  # fmt: skip
+_ATTRS = ("alpha", "beta", "approximate")
+_POWERS: dict[float, Emit] = {
+    2.0: lambda e, a, attrs: e.b.fmul(a[0], a[0]),
+    3.0: lambda e, a, attrs: e.b.fmul(e.b.fmul(a[0], a[0]), a[0]),
+    0.5: lambda e, a, attrs: e.b.call(e.math("sqrt", 1), [a[0]]),
+    1.0: lambda e, a, attrs: a[0],
+}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A Body with the values behind its pointers. `before` statements precede the anchor where there is one."""
+
+    body: Body
+    pointers: tuple[ir.Value, ...]
+
+
+def read_body(region: RegionView, anchor: ir.Node | None = None) -> Reading | str:
+    """The Region's nodes as statements, or why there is no code for one. The `anchor`'s statement keeps its operator's
+    name and its inputs; whoever emits the body knows what to do at it."""
+    if len(region.outputs) != 1 or region.outputs[0].dtype != DT.FLOAT:
+        return "not one output in fp32"
+    used = [v for v in dict.fromkeys(v for n in region.nodes for v in n.inputs) if v is not None]
+    outer = [v for v in used if any(v is f for f in region.formal)]
+    scalars = {v: float(w.reshape(())) for v in outer if (w := region.constant(v)) is not None and _is_scalar(v, w)}
+    pointers = [v for v in outer if v not in scalars]
+    if any(v.dtype != DT.FLOAT for v in pointers):
+        return "an input is not fp32"
+    number = {v: i for i, v in enumerate(pointers)}
+    statements: list[Statement] = []
+
+    def append(statement: Statement) -> int:
+        statements.append(statement)
+        return len(pointers) + len(statements) - 1
+
+    for value, x in scalars.items():
+        number[value] = append(Statement("Constant", (), (("value", x),)))
+    for node in region.nodes:
+        inputs = tuple(-1 if v is None else number[v] for v in node.inputs)
+        attrs = region.attrs(node)
+        if node is anchor:
+            kept = tuple((k, attrs[k]) for k in ("epsilon",) if k in attrs)
+        elif node.op_type == "Pow" and not node.domain:
+            exponent = scalars.get(node.inputs[1])  # type: ignore[arg-type]
+            if exponent not in _POWERS:
+                return f"Pow by {exponent}"
+            kept, inputs = (("exponent", exponent),), inputs[:1]
+        elif node.op_type not in EXPRESSIONS or node.domain or not _types_fit(node):
+            return f"no code for {node.op_type} on these types"
+        else:
+            kept = tuple((k, attrs[k]) for k in _ATTRS if k in attrs)
+        number[node.outputs[0]] = append(Statement(node.op_type, inputs, kept))
+    return Reading(Body(len(pointers), tuple(statements), number[region.outputs[0]]), tuple(pointers))
+
+
+def _is_scalar(value: ir.Value, weight: Any) -> bool:
+    return value.dtype == DT.FLOAT and weight.numel() == 1
+
+
+def _types_fit(node: ir.Node) -> bool:
+    """fp32 throughout; booleans only where the operator makes or takes them."""
+    logic = {"And", "Or", "Not"}
+    made = {"Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual"} | logic
+    types = [None if v is None else v.dtype for v in node.inputs]
+    if node.op_type == "Where":
+        return types[0] == DT.BOOL and types[1:] == [DT.FLOAT, DT.FLOAT]
+    wanted = DT.BOOL if node.op_type in logic else DT.FLOAT
+    out = DT.BOOL if node.op_type in made else DT.FLOAT
+    return all(t in (wanted, None) for t in types) and node.outputs[0].dtype == out
+
+
+def emit_statement(e: Emitter, s: Statement, values: Sequence[Val]) -> Val:
+    attrs = dict(s.attrs)
+    if s.op == "Constant":
+        return e.constant(attrs["value"])
+    inputs = [None if i < 0 else values[i] for i in s.inputs]
+    emit = _POWERS[attrs["exponent"]] if s.op == "Pow" else EXPRESSIONS[s.op]
+    return emit(e, inputs, attrs)
