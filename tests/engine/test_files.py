@@ -148,14 +148,15 @@ def test_two_builds_with_one_cache_give_one_file(tmp_path: Path) -> None:
 
 
 def test_a_tactic_missing_on_this_machine_is_replaced_at_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from venturi.backends.cpu import onednn
+    from venturi.backends.cpu.tactics import native_conv
 
     engine = vt.build(conv_net(), opt_level=0)
-    assert any(s.tactic == "onednn-conv" for s in engine.plan.steps)
+    if not any(s.tactic == "native-conv" for s in engine.plan.steps):
+        pytest.skip("no code is generated for this CPU")
     engine.save(tmp_path / "e.vt")
-    monkeypatch.setattr(onednn, "has_fused_conv", lambda: False)
+    monkeypatch.setattr(native_conv, "host", lambda: "a CPU without AVX2")
     loaded = vt.load(tmp_path / "e.vt")
-    assert not any(s.tactic == "onednn-conv" for s in loaded.plan.steps)
+    assert not any(s.tactic == "native-conv" for s in loaded.plan.steps)
     assert any("not on this machine" in m.reason for s in loaded.plan.steps for m in s.measurements)
     x = x_of(2, 8, 10, 10)
     np.testing.assert_allclose(loaded(x), engine(x), rtol=1e-5, atol=1e-5)

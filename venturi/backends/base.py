@@ -67,6 +67,10 @@ class ParallelKernel(Protocol):
 
     def routine(self, shapes: tuple[tuple[int, ...], ...]) -> Routine | None: ...
 
+    def prepared(self, inputs: Sequence[T]) -> Callable[[], object] | None:
+        """A call that does what a segment does for the kernel: no Python around the machine code."""
+        ...
+
 
 @dataclass(frozen=True)
 class Kernel:

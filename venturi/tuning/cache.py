@@ -30,7 +30,7 @@ class Measurement:
 
 def machine_key(device: str = "cpu") -> dict[str, str]:
     """Everything outside the problem that may change a time."""
-    sources = source_hash("backends", "ops", "kernels")
+    sources = source_hash("backends", "ops", "kernels", "tuning")
     return {
         "device": device,
         "cpu": cpu_name(),

@@ -92,11 +92,11 @@ class Tuner:
         return winners or candidates[: 1 if self.level == 0 else None]
 
     def _winner(self, timed: Sequence[Measurement]) -> Measurement:
-        """The preferred tactic among those within a tie of the fastest."""
+        """The preferred tactic's fastest configuration among those within a tie of the fastest of all."""
         fastest = min(m.median_us or 0.0 for m in timed)
         order = {t.name: i for i, t in enumerate(self.backend.tactics)}
         tied = [m for m in timed if (m.median_us or 0.0) <= TIE * fastest]
-        return min(tied, key=lambda m: order.get(m.tactic, len(order)))
+        return min(tied, key=lambda m: (order.get(m.tactic, len(order)), m.median_us))
 
     def _candidates(self, region: RegionView) -> tuple[list[tuple[Tactic, Config]], list[Measurement]]:
         candidates: list[tuple[Tactic, Config]] = []
@@ -165,16 +165,19 @@ class Tuner:
                 rejected.append(Measurement(tactic.name, dict(config), reason=reason))
                 continue
             beat = min((m.median_us or 0.0 for m, _ in measured), default=None)
-            timing = self.timer.time(lambda k=kernel: k.run(*args), REPEATS[self.level], self._deadline(), beat)  # type: ignore[misc]
+            call = kernel.parallel.prepared(args) if kernel.parallel is not None else None
+            call = call or (lambda k=kernel: k.run(*args))  # type: ignore[misc]
+            timing = self.timer.time(call, REPEATS[self.level], self._deadline(), beat)
             measured.append(
                 (
                     Measurement(tactic.name, dict(config), round(timing.median_us, 2), round(timing.spread_us, 2)),
                     kernel,
                 )
             )
-        fastest = min(m.median_us or 0.0 for m, _ in measured)
-        best, kernel = next(x for x in measured if (x[0].median_us or 0.0) <= TIE * fastest)
-        measurements = [m for m, _ in sorted(measured, key=lambda m: m[0].median_us or 0.0)] + rejected
+        measured.sort(key=lambda m: m[0].median_us or 0.0)
+        best = self._winner([m for m, _ in measured])
+        kernel = next(k for m, k in measured if m is best)
+        measurements = [m for m, _ in measured] + rejected
         if not out_of_time:
             self.cache.put(problem, measurements)
         return Choice(best.tactic, best.config, kernel, tuple(measurements))

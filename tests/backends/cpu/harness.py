@@ -36,7 +36,13 @@ def unary(isa: Isa, fn: Any, x: T) -> T:
     source, out = e.pointer(0), e.pointer(1)
     e.each(e.begin, e.end, 1, lambda t: _one(e, fn, source, out, t))
     y = torch.empty_like(x)
-    run(isa, f"{fn.__module__}.{fn.__qualname__} {isa.name}", e.finish(), [x.data_ptr(), y.data_ptr()], len(x) // isa.lanes)
+    run(
+        isa,
+        f"{fn.__module__}.{fn.__qualname__} {isa.name}",
+        e.finish(),
+        [x.data_ptr(), y.data_ptr()],
+        len(x) // isa.lanes,
+    )
     return y
 
 

@@ -17,7 +17,24 @@ CASES = {
     "erf": (m.erf, torch.erf, (-5.0, 5.0)),
     "log": (m.log, torch.log, (1e-30, 1e6)),
 }
-SPECIAL = [math.nan, math.inf, -math.inf, 0.0, -0.0, 1e-45, -1e-45, 1.1754944e-38, 3.4e38, -3.4e38, 88.8, -103.9, 1.0, -1.0, 0.625, 4.0]
+SPECIAL = [
+    math.nan,
+    math.inf,
+    -math.inf,
+    0.0,
+    -0.0,
+    1e-45,
+    -1e-45,
+    1.1754944e-38,
+    3.4e38,
+    -3.4e38,
+    88.8,
+    -103.9,
+    1.0,
+    -1.0,
+    0.625,
+    4.0,
+]
 
 
 @pytest.mark.parametrize("isa", isas(), ids=lambda i: getattr(i, "name", "none"))

@@ -38,20 +38,39 @@ class Sketch:
         return v
 
     def weight(self, x: T) -> ir.Value:
-        v = ir.Value(name=f"w{len(self.weights)}", shape=ir.Shape(x.shape), type=ir.TensorType(ir.DataType.FLOAT), const_value=ir.tensor(x.numpy()))
+        v = ir.Value(
+            name=f"w{len(self.weights)}",
+            shape=ir.Shape(x.shape),
+            type=ir.TensorType(ir.DataType.FLOAT),
+            const_value=ir.tensor(x.numpy()),
+        )
         self.weights[v.name or ""] = x
         return v
 
-    def add(self, op: str, inputs: list[Any], shape: Any, dtype: ir.DataType = ir.DataType.FLOAT, **attrs: Any) -> ir.Value:
-        node = ir.Node("", op, inputs, [ir.convenience.convert_attribute(k, v) for k, v in attrs.items()], name=f"{op}{len(self.nodes)}")
-        node.outputs[0].shape, node.outputs[0].type, node.outputs[0].name = ir.Shape(shape), ir.TensorType(dtype), f"{op}{len(self.nodes)}_out"
+    def add(
+        self, op: str, inputs: list[Any], shape: Any, dtype: ir.DataType = ir.DataType.FLOAT, **attrs: Any
+    ) -> ir.Value:
+        node = ir.Node(
+            "",
+            op,
+            inputs,
+            [ir.convenience.convert_attribute(k, v) for k, v in attrs.items()],
+            name=f"{op}{len(self.nodes)}",
+        )
+        node.outputs[0].shape, node.outputs[0].type, node.outputs[0].name = (
+            ir.Shape(shape),
+            ir.TensorType(dtype),
+            f"{op}{len(self.nodes)}_out",
+        )
         self.nodes.append(node)
         return node.outputs[0]
 
     def view(self, layout: str = "") -> RegionView:
         outputs = [self.nodes[-1].outputs[0]]
         values = [v for n in self.nodes for v in n.inputs if v is not None and (v.name or "") in self.weights]
-        graph = ir.Graph(self.inputs, outputs, nodes=self.nodes, initializers=list(dict.fromkeys(values)), opset_imports={"": 23})
+        graph = ir.Graph(
+            self.inputs, outputs, nodes=self.nodes, initializers=list(dict.fromkeys(values)), opset_imports={"": 23}
+        )
         node = form_region("pointwise", self.nodes) if len(self.nodes) > 1 else next(iter(graph))
         if layout:
             node.metadata_props["venturi.layout"] = layout
@@ -79,7 +98,29 @@ def sample(*shape: int) -> T:
     return x
 
 
-UNARY = ["Relu", "Sigmoid", "Tanh", "Exp", "Erf", "Gelu", "HardSwish", "HardSigmoid", "Elu", "LeakyRelu", "Mish", "Softplus", "Abs", "Neg", "Sqrt", "Floor", "Ceil", "Round", "Reciprocal", "Log", "Swish"]
+UNARY = [
+    "Relu",
+    "Sigmoid",
+    "Tanh",
+    "Exp",
+    "Erf",
+    "Gelu",
+    "HardSwish",
+    "HardSigmoid",
+    "Elu",
+    "LeakyRelu",
+    "Mish",
+    "Softplus",
+    "Abs",
+    "Neg",
+    "Sqrt",
+    "Floor",
+    "Ceil",
+    "Round",
+    "Reciprocal",
+    "Log",
+    "Swish",
+]
 
 
 @pytest.mark.parametrize("op", UNARY)
@@ -91,7 +132,9 @@ def test_unary(op: str, shape: Any) -> None:
     check(NativePointwise(), s.view(), x.abs() if op in ("Sqrt", "Log") else x)
 
 
-@pytest.mark.parametrize("op", ["Relu", "Sigmoid", "Tanh", "Exp", "Erf", "HardSwish", "HardSigmoid", "LeakyRelu", "Abs", "Log", "Clip"])
+@pytest.mark.parametrize(
+    "op", ["Relu", "Sigmoid", "Tanh", "Exp", "Erf", "HardSwish", "HardSigmoid", "LeakyRelu", "Abs", "Log", "Clip"]
+)
 def test_values_that_are_not_finite(op: str) -> None:
     s = Sketch()
     inputs = [s.input((70,))] + ([s.weight(torch.tensor(-1.0)), s.weight(torch.tensor(2.0))] if op == "Clip" else [])
@@ -100,7 +143,11 @@ def test_values_that_are_not_finite(op: str) -> None:
 
 
 @pytest.mark.parametrize("op", ["Add", "Sub", "Mul", "Div", "Max", "Min"])
-@pytest.mark.parametrize("a,b", [((4, 7), (7,)), ((4, 7), (4, 1)), ((2, 1, 9), (5, 1)), ((3, 1), (1, 40)), ((6,), ()), ((2, 3, 4), (2, 3, 4))], ids=str)
+@pytest.mark.parametrize(
+    "a,b",
+    [((4, 7), (7,)), ((4, 7), (4, 1)), ((2, 1, 9), (5, 1)), ((3, 1), (1, 40)), ((6,), ()), ((2, 3, 4), (2, 3, 4))],
+    ids=str,
+)
 def test_broadcasting(op: str, a: Any, b: Any) -> None:
     s = Sketch()
     shape = tuple(torch.broadcast_shapes(a, b))
@@ -109,11 +156,20 @@ def test_broadcasting(op: str, a: Any, b: Any) -> None:
     view = s.view()
     check(NativePointwise(), view, x, y)
     if x.dim() > 1:
-        check(NativePointwise(), view, x.t().contiguous().t() if x.dim() == 2 else x.transpose(0, 1).contiguous().transpose(0, 1), y)
+        check(
+            NativePointwise(),
+            view,
+            x.t().contiguous().t() if x.dim() == 2 else x.transpose(0, 1).contiguous().transpose(0, 1),
+            y,
+        )
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.integers(1, 5), min_size=1, max_size=5), st.lists(st.integers(0, 31), min_size=1, max_size=3), st.randoms())
+@given(
+    st.lists(st.integers(1, 5), min_size=1, max_size=5),
+    st.lists(st.integers(0, 31), min_size=1, max_size=3),
+    st.randoms(),
+)
 def test_axes_read_what_broadcasting_reads(shape: list[int], masks: list[int], random: Any) -> None:
     """Walking the axes in order visits, for every output element, the element that broadcasting gives."""
     inputs = [tuple(1 if m >> i & 1 else n for i, n in enumerate(shape)) for m in masks]
@@ -124,7 +180,10 @@ def test_axes_read_what_broadcasting_reads(shape: list[int], masks: list[int], r
     for own, strides in zip(inputs, axes.strides):
         x = torch.arange(torch.Size(own).numel()).reshape(own)
         memory = x.permute(order).reshape(-1)
-        walked = [int(memory[sum(i * s for i, s in zip(at, strides))]) for at in itertools.product(*(range(n) for n in axes.sizes))]
+        walked = [
+            int(memory[sum(i * s for i, s in zip(at, strides))])
+            for at in itertools.product(*(range(n) for n in axes.sizes))
+        ]
         assert walked == x.expand(shape).permute(order).reshape(-1).tolist()
 
 
@@ -143,7 +202,12 @@ def test_masks_and_where() -> None:
     s = Sketch()
     x, y = s.input((4, 33)), s.input((33,))
     less = s.add("Less", [x, y], (4, 33), ir.DataType.BOOL)
-    both = s.add("And", [less, s.add("Not", [s.add("Equal", [x, y], (4, 33), ir.DataType.BOOL)], (4, 33), ir.DataType.BOOL)], (4, 33), ir.DataType.BOOL)
+    both = s.add(
+        "And",
+        [less, s.add("Not", [s.add("Equal", [x, y], (4, 33), ir.DataType.BOOL)], (4, 33), ir.DataType.BOOL)],
+        (4, 33),
+        ir.DataType.BOOL,
+    )
     s.add("Where", [both, x, y], (4, 33))
     check(NativePointwise(), s.view(), sample(4, 33), torch.zeros(33))
 
@@ -186,16 +250,30 @@ def test_rows_with_neighbours_and_nan() -> None:
 
 def test_norm_over_two_dimensions() -> None:
     s = Sketch()
-    s.add("LayerNormalization", [s.input((3, 4, 5)), s.weight(torch.randn(4, 5)), s.weight(torch.randn(4, 5))], (3, 4, 5), axis=1)
+    s.add(
+        "LayerNormalization",
+        [s.input((3, 4, 5)), s.weight(torch.randn(4, 5)), s.weight(torch.randn(4, 5))],
+        (3, 4, 5),
+        axis=1,
+    )
     check(NativeRows(), s.view(), torch.randn(3, 4, 5))
 
 
 @pytest.mark.parametrize("op", ["MaxPool", "AveragePool"])
-@pytest.mark.parametrize("attrs", [dict(kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]), dict(kernel_shape=[2, 3]), dict(kernel_shape=[3, 2], strides=[2, 2], ceil_mode=1), dict(kernel_shape=[2, 2], dilations=[2, 1], auto_pad="SAME_UPPER")], ids=str)
+@pytest.mark.parametrize(
+    "attrs",
+    [
+        dict(kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]),
+        dict(kernel_shape=[2, 3]),
+        dict(kernel_shape=[3, 2], strides=[2, 2], ceil_mode=1),
+        dict(kernel_shape=[2, 2], dilations=[2, 1], auto_pad="SAME_UPPER"),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("channels", [1, 16, 35])
 def test_pool(op: str, attrs: dict[str, Any], channels: int) -> None:
     s = Sketch()
-    s.add(op, [s.input((2, channels, 9, 8))], None or ("n", channels, "h", "w"), **attrs)
+    s.add(op, [s.input((2, channels, 9, 8))], ("n", channels, "h", "w"), **attrs)
     view = s.view()
     x = torch.randn(2, channels, 9, 8)
     x[0, 0, 3, 3] = float("nan")
@@ -209,7 +287,9 @@ def test_means_over_the_image(shape: Any) -> None:
     s.add("GlobalAveragePool", [s.input(shape)], (*shape[:2], 1, 1))
     check(NativePool(), s.view(), torch.randn(shape))
     s = Sketch()
-    axes = ir.Value(name="axes", shape=ir.Shape([2]), type=ir.TensorType(ir.DataType.INT64), const_value=ir.tensor([-1, 2]))
+    axes = ir.Value(
+        name="axes", shape=ir.Shape([2]), type=ir.TensorType(ir.DataType.INT64), const_value=ir.tensor([-1, 2])
+    )
     s.weights["axes"] = torch.tensor([-1, 2])
     s.add("ReduceMean", [s.input(shape), axes], shape[:2], keepdims=0)
     check(NativePool(), s.view(), torch.randn(shape))

@@ -20,6 +20,7 @@ from venturi.backends.cpu.codegen.winograd import WinogradSpec, emit_patches, em
 from venturi.ops.table import find_op
 
 T = torch.Tensor
+PLAIN = Post()
 ISAS = pytest.mark.parametrize("isa", isas(), ids=lambda i: getattr(i, "name", "none"))
 # in, out, height, width, kernel, stride, pads (top, left, bottom, right), dilation, batch
 SHAPES = [
@@ -61,15 +62,30 @@ def _output(want: T) -> T:
     return torch.full(want.shape, float("nan")).contiguous(memory_format=torch.channels_last)
 
 
-def _direct(isa: Any, shape: Any, rows: int, vectors: int, depth: int, first: bool, unroll: int = 2, post: Post = Post(), residual: T | None = None, block: int = 3) -> tuple[T, T]:
+def _direct(
+    isa: Any,
+    shape: Any,
+    rows: int,
+    vectors: int,
+    depth: int,
+    first: bool,
+    unroll: int = 2,
+    post: Post = PLAIN,
+    residual: T | None = None,
+    block: int = 3,
+) -> tuple[T, T]:
     geometry, x, weight, bias, want = _problem(shape)
-    flat = geometry.flat()
-    spec = DirectSpec(flat, min(rows, flat.out_width), vectors, block, unroll, depth, first, True, post)
+    flat, count = geometry.flat(), x.shape[0]
+    if flat.width == 0:
+        count *= geometry.height * geometry.width
+    spec = DirectSpec(
+        flat, min(rows, flat.out_width if flat.width else count), vectors, block, unroll, depth, first, True, post
+    )
     packed = pack_weights(weight, vectors * isa.lanes)
     out = _output(want)
     other = 0 if residual is None else residual.data_ptr()
-    words = [x.data_ptr(), packed.data_ptr(), bias.data_ptr(), other, out.data_ptr(), x.shape[0]]
-    run(isa, repr(spec), emit_direct(isa, spec), words, spec.tasks(isa, x.shape[0]))
+    words = [x.data_ptr(), packed.data_ptr(), bias.data_ptr(), other, out.data_ptr(), count]
+    run(isa, repr(spec), emit_direct(isa, spec), words, spec.tasks(isa, count))
     return out, want
 
 
@@ -85,7 +101,9 @@ def test_direct(shape: Any, depth: int, first: bool, isa: Any) -> None:
 @pytest.mark.parametrize("rows,vectors,unroll", [(1, 1, 1), (6, 2, 4), (8, 3, 3), (3, 1, 2)])
 def test_direct_tiles(rows: int, vectors: int, unroll: int, isa: Any) -> None:
     for depth in (0, 8):
-        _close(*_direct(isa, (10, 70, 5, 13, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1), rows, vectors, depth, False, unroll))
+        _close(
+            *_direct(isa, (10, 70, 5, 13, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1), rows, vectors, depth, False, unroll)
+        )
 
 
 @pytest.mark.parametrize("isa", isas()[:1], ids=lambda i: getattr(i, "name", "none"))
@@ -138,7 +156,13 @@ def _winograd(isa: Any, geometry: ConvGeometry, size: int, x: T, weight: T, bias
     spec = dataclasses.replace(spec, rows=min(2, tiles), groups=1 if tiles < 4 else 2)
     packed = pack_winograd(weight, size, 2 * isa.lanes)
     scratch, zeros, out = torch.full((spec.scratch(batch) // 4,), 7.0), torch.zeros(geometry.channels), _output(want)
-    run(isa, f"patches {spec}", emit_patches(isa, spec), [x.data_ptr(), zeros.data_ptr(), scratch.data_ptr(), tiles], tiles)
+    run(
+        isa,
+        f"patches {spec}",
+        emit_patches(isa, spec),
+        [x.data_ptr(), zeros.data_ptr(), scratch.data_ptr(), tiles],
+        tiles,
+    )
     words = [scratch.data_ptr(), packed.data_ptr(), bias.data_ptr(), 0, out.data_ptr(), tiles]
     run(isa, f"products {spec}", emit_products(isa, spec), words, spec.product_tasks(isa, batch))
     return out, int(scratch[:2].view(torch.int64)[0])

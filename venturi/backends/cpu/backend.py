@@ -1,37 +1,62 @@
-"""The ordered tactics of the CPU. The reference is last and takes everything."""
+"""The ordered tactics of the CPU: generated code first, then oneDNN and ATen. The reference is last and takes all."""
 
 from __future__ import annotations
 
-from venturi.backends.base import Backend
+from venturi.backends.base import Backend, Config, Kernel, RegionView, Tactic
 from venturi.backends.cpu.tactics.concat import JoinConcat
 from venturi.backends.cpu.tactics.conv import AtenConv, OneDnnConv
 from venturi.backends.cpu.tactics.gemm import AtenLinear, AtenMatMul, OneDnnLinear
-from venturi.backends.cpu.tactics.native_cluster import NativePointwise, NativeRows
-from venturi.backends.cpu.tactics.native_conv import NativeConv, NativeWinograd
-from venturi.backends.cpu.tactics.native_depthwise import NativeDepthwise
-from venturi.backends.cpu.tactics.native_linear import NativeLinear
-from venturi.backends.cpu.tactics.native_pool import NativePool
 from venturi.backends.cpu.tactics.pointwise import InPlaceBody, OutPointwise
 from venturi.backends.cpu.tactics.reference import Reference
 from venturi.backends.sdpa import SdpaAttention
 
+NATIVE_NAMES = (
+    "native-conv", "native-winograd", "native-depthwise", "native-linear", "native-pool", "native-rows",
+    "native-pointwise",
+)  # fmt: skip
+
+
+class Missing:
+    """A tactic that this installation lacks: plans may name it, nothing matches it."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        self.name, self._reason = name, reason
+
+    def match(self, region: RegionView) -> list[Config] | str:
+        return self._reason
+
+    def bind(self, region: RegionView, config: Config) -> Kernel:
+        raise NotImplementedError(self._reason)
+
+
+def native_tactics() -> tuple[Tactic, ...]:
+    """Tactics that generate code with LLVM."""
+    try:
+        import llvmlite  # noqa: F401
+    except ImportError:
+        return tuple(Missing(name, "llvmlite is not installed") for name in NATIVE_NAMES)
+    from venturi.backends.cpu.tactics.native_cluster import NativePointwise, NativeRows
+    from venturi.backends.cpu.tactics.native_conv import NativeConv, NativeWinograd
+    from venturi.backends.cpu.tactics.native_depthwise import NativeDepthwise
+    from venturi.backends.cpu.tactics.native_linear import NativeLinear
+    from venturi.backends.cpu.tactics.native_pool import NativePool
+
+    return (
+        NativeConv(), NativeWinograd(), NativeDepthwise(), NativeLinear(), NativePool(), NativeRows(), NativePointwise(),
+    )  # fmt: skip
+
+
 CPU = Backend(
     "cpu",
     (
-        NativeConv(),
-        NativeWinograd(),
-        NativeDepthwise(),
+        *native_tactics(),
         OneDnnConv(),
         AtenConv(channels_last=True),
         AtenConv(channels_last=False),
-        NativeLinear(),
         OneDnnLinear(),
         AtenLinear(),
         AtenMatMul(),
         SdpaAttention(Reference()),
-        NativePool(),
-        NativeRows(),
-        NativePointwise(),
         InPlaceBody(),
         OutPointwise(),
         JoinConcat(),

@@ -13,12 +13,9 @@ class Axes:
     sizes: tuple[int, ...]
     strides: tuple[tuple[int, ...], ...]
 
-    @property
-    def outer(self) -> int:
-        count = 1
-        for n in self.sizes[:-1]:
-            count *= n
-        return count
+    def any_length(self) -> Axes:
+        """The same for any size of the slowest axis, which is written as 0: code need not depend on it."""
+        return Axes((0, *self.sizes[1:]), self.strides)
 
 
 def axes_of(shape: Sequence[int], inputs: Sequence[Sequence[int]], order: Sequence[int], keep: int = 0) -> Axes | None:

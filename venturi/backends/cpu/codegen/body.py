@@ -141,8 +141,10 @@ def read_body(region: RegionView, anchor: ir.Node | None = None) -> Reading | st
     outer = [v for v in used if any(v is f for f in region.formal)]
     scalars = {v: float(w.reshape(())) for v in outer if (w := region.constant(v)) is not None and _is_scalar(v, w)}
     pointers = [v for v in outer if v not in scalars]
-    if any(v.dtype != DT.FLOAT for v in pointers):
-        return "an input is not fp32"
+    if any(v.dtype != DT.FLOAT or not isinstance(v.type, ir.TensorType) for v in pointers):
+        return "an input is not a tensor in fp32"
+    if [n.op_type for n in region.nodes] == ["Identity"]:
+        return "nothing to compute"
     number = {v: i for i, v in enumerate(pointers)}
     statements: list[Statement] = []
 

@@ -45,16 +45,14 @@ class DirectSpec:
     def tiles_a_row(self) -> int:
         return -(-self.geometry.out_width // self.rows)
 
-    @property
-    def blocks(self) -> int:
-        """Blocks of tiles an image."""
-        return -(-self.geometry.out_height * self.tiles_a_row // self.block)
-
     def channel_blocks(self, isa: Isa) -> int:
         return -(-self.geometry.out_channels // (self.vectors * isa.lanes))
 
-    def tasks(self, isa: Isa, batch: int) -> int:
-        return batch * self.blocks * self.channel_blocks(isa)
+    def tasks(self, isa: Isa, count: int) -> int:
+        """For `count` images, or one row of `count` pixels where the geometry has width 0."""
+        flat = self.geometry.width == 0
+        tiles = -(-count // self.rows) if flat else self.geometry.out_height * self.tiles_a_row
+        return (1 if flat else count) * -(-tiles // self.block) * self.channel_blocks(isa)
 
 
 def pack_weights(weight: torch.Tensor, block: int) -> torch.Tensor:
@@ -67,7 +65,7 @@ def pack_weights(weight: torch.Tensor, block: int) -> torch.Tensor:
 
 
 def emit_direct(isa: Isa, spec: DirectSpec) -> str:
-    """The kernel's IR. Words: x, weights, bias, residual, out, number of images, and the guard's address."""
+    """The kernel's IR. Words: x, weights, bias, residual, out, images (or pixels of the row), the guard's address."""
     e = Emitter(isa)
     _Direct(e, spec).tasks()
     return e.finish()
@@ -77,12 +75,19 @@ class _Direct:
     def __init__(self, e: Emitter, spec: DirectSpec) -> None:
         self.e, self.spec, self.g = e, spec, spec.geometry
         self.x, self.weight, self.bias, self.residual, self.out = (e.pointer(i) for i in range(5))
-        self.images = e.word(5)
         self.width = spec.vectors * e.isa.lanes
         self.taps = self.g.kernel[0] * self.g.kernel[1] * self.g.channels
-        starts = tile_starts(self.g.out_width, spec.rows)
-        self.starts = starts
-        patterns = [self._pattern(s) for s in starts]
+        self.flat, self.images, self.pixels = self.g.width == 0, e.word(5), e.word(5)
+        patterns: list[tuple[tuple[int, ...], ...]]
+        if self.flat:
+            self.images, self.starts, patterns = 1, [], [(tuple(range(spec.rows)),)]
+            self.tiles = e.b.udiv(e.add(self.pixels, spec.rows - 1), e.i64(spec.rows))
+            self.blocks = e.b.udiv(e.add(self.tiles, spec.block - 1), e.i64(spec.block))
+        else:
+            self.starts = tile_starts(self.g.out_width, spec.rows)
+            patterns = [self._pattern(s) for s in self.starts]
+            self.tiles = self.g.out_height * spec.tiles_a_row
+            self.blocks = -(-self.tiles // spec.block)
         self.patterns = list(dict.fromkeys(patterns))
         self.kinds = [self.patterns.index(p) for p in patterns]
         self.sums = e.stack(spec.block * spec.rows * self.width) if spec.depth else None
@@ -99,11 +104,11 @@ class _Direct:
 
         def task(t: Val) -> None:
             if spec.channels_first:
-                pixels = e.mul(self.images, spec.blocks)
-                channel, place = e.b.udiv(t, pixels), e.b.urem(t, pixels)
+                blocks = e.mul(self.images, self.blocks)
+                channel, place = e.b.udiv(t, blocks), e.b.urem(t, blocks)
             else:
                 place, channel = e.divmod(t, channel_blocks)
-            image, block = e.divmod(place, spec.blocks)
+            image, block = (0, place) if self.flat else e.divmod(place, self.blocks)
             self._task(image, block, channel)
 
         end = e.end
@@ -115,7 +120,7 @@ class _Direct:
     def _task(self, image: Val, block: Val, channel: Val) -> None:
         e, spec, g = self.e, self.spec, self.g
         first = e.mul(block, spec.block)
-        last = e.min(e.add(first, spec.block), g.out_height * spec.tiles_a_row)
+        last = e.min(e.add(first, spec.block), self.tiles)
         whole, left = divmod(g.out_channels, self.width)
         tail = -(-left // e.isa.lanes)
 
@@ -125,7 +130,7 @@ class _Direct:
                 return
 
             def tile(t: Val) -> None:
-                y, column = e.divmod(t, spec.tiles_a_row)
+                y, column = self._place(t)
                 kinds = [partial(self._tile, p, image, y, column, channel, vectors, masked) for p in self.patterns]
                 e.switch(e.table(self.kinds, column), kinds)
 
@@ -149,7 +154,7 @@ class _Direct:
         masked: int | None,
     ) -> None:
         e, g, spec = self.e, self.g, self.spec
-        x0 = e.table(self.starts, column)
+        x0 = self._start(column)
         top = e.sub(e.mul(y, g.strides[0]), g.pads[0])
         lowest, highest = kernel_rows(e, g, top)
         base = e.add(e.mul(e.add(e.mul(image, g.height), top), g.width), e.sub(e.mul(x0, g.strides[1]), g.pads[1]))
@@ -172,6 +177,17 @@ class _Direct:
             for v in range(vectors):
                 e.store(acc[i * vectors + v], e.at(place, (i * vectors + v) * lanes))
         self._leave(place, self._out_offset(image, y, x0, lane0), vectors, masked)
+
+    def _place(self, tile: Val) -> tuple[Val, Val]:
+        """Row of the output and number along it."""
+        return (0, tile) if self.flat else self.e.divmod(tile, self.spec.tiles_a_row)
+
+    def _start(self, column: Val) -> Val:
+        """The first pixel of tile `column` of a row; the last tile overlaps its neighbour rather than stick out."""
+        e, rows = self.e, self.spec.rows
+        if self.flat:
+            return e.min(e.mul(column, rows), e.sub(self.pixels, rows))
+        return e.table(self.starts, column)
 
     def _out_offset(self, image: Val, y: Val, x0: Val, lane0: Val) -> Val:
         e, g = self.e, self.g
@@ -212,14 +228,15 @@ class _Direct:
             panel = e.at(weights, e.mul(e.mul(e.add(e.mul(r, g.kernel[1]), s), g.channels), self.width))
 
             def tile(t: Val) -> None:
-                y, column = e.divmod(t, spec.tiles_a_row)
+                y, column = self._place(t)
                 sums = e.at(self.sums, e.mul(e.sub(t, first), size))
                 top = e.add(e.sub(e.mul(y, g.strides[0]), g.pads[0]), e.mul(r, g.dilations[0]))
-                left = e.sub(e.mul(e.table(self.starts, column), g.strides[1]), g.pads[1])
+                left = e.sub(e.mul(self._start(column), g.strides[1]), g.pads[1])
                 left = e.add(left, e.mul(s, g.dilations[1]))
                 line = e.at(self.x, e.mul(e.add(e.mul(e.add(e.mul(image, g.height), top), g.width), left), g.channels))
                 codes = [partial(self._chunk, rows, line, panel, sums, c0, c1, vectors) for rows in sets]
-                run = partial(e.switch, e.table(choice, e.add(e.mul(s, spec.tiles_a_row), column)), codes)
+                kind = 0 if self.flat else e.table(choice, e.add(e.mul(s, spec.tiles_a_row), column))
+                run = partial(e.switch, kind, codes)
                 e.when(e.inside(top, g.height), run) if g.pads[0] or g.pads[2] else run()
 
             e.each(first, last, 1, tile)
@@ -230,8 +247,8 @@ class _Direct:
         e.each(0, g.kernel[0], 1, lambda r: e.each(0, g.kernel[1], 1, partial(position, r)))
 
         def leave(t: Val) -> None:
-            y, column = e.divmod(t, spec.tiles_a_row)
-            offset = self._out_offset(image, y, e.table(self.starts, column), lane0)
+            y, column = self._place(t)
+            offset = self._out_offset(image, y, self._start(column), lane0)
             self._leave(e.at(self.sums, e.mul(e.sub(t, first), size)), offset, vectors, masked)
 
         e.each(first, last, 1, leave)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from functools import partial
 
 from venturi.backends.cpu.codegen.axes import Axes
 from venturi.backends.cpu.codegen.body import Body, emit_statement
@@ -15,34 +15,41 @@ CHUNK = 4096
 
 @dataclass(frozen=True)
 class ElementwiseSpec:
+    """`axes` are of any length: the slowest axis's size is given when the code runs."""
+
     axes: Axes
     body: Body
+
+    @property
+    def is_flat(self) -> bool:
+        return len(self.axes.sizes) == 1
 
     @property
     def rows_a_task(self) -> int:
         return max(1, CHUNK // self.axes.sizes[-1])
 
-    @property
-    def tasks(self) -> int:
-        """Chunks of the only axis, or blocks of rows of the last one."""
-        if self.axes.outer == 1:
-            return -(-self.axes.sizes[-1] // CHUNK)
-        return -(-self.axes.outer // self.rows_a_task)
+    def tasks(self, length: int) -> int:
+        """Chunks of the only axis, or blocks of rows of the last one, where the slowest axis has size `length`."""
+        if self.is_flat:
+            return -(-length // CHUNK)
+        return -(-length * math.prod(self.axes.sizes[1:-1]) // self.rows_a_task)
 
 
 def emit_elementwise(isa: Isa, spec: ElementwiseSpec) -> str:
-    """Words: the operands' addresses, then the output's."""
+    """Words: the operands' addresses, the output's, the size of the slowest axis."""
     e = Emitter(isa)
     count, inner = spec.body.pointers, spec.axes.sizes[-1]
     pointers = [e.pointer(i) for i in range(count + 1)]
+    length = e.word(count + 1)
+    rows = e.mul(length, math.prod(spec.axes.sizes[1:-1]))
 
     def task(t: Val) -> None:
-        if spec.axes.outer == 1:
+        if spec.is_flat:
             start = e.mul(t, CHUNK)
-            _line(e, spec, pointers, start, e.min(e.add(start, CHUNK), inner))
+            _line(e, spec, pointers, start, e.min(e.add(start, CHUNK), length))
             return
         first = e.mul(t, spec.rows_a_task)
-        e.each(first, e.min(e.add(first, spec.rows_a_task), spec.axes.outer), 1, row)
+        e.each(first, e.min(e.add(first, spec.rows_a_task), rows), 1, row)
 
     def row(r: Val) -> None:
         bases = row_bases(e, spec.axes, pointers[:count], r)
@@ -65,14 +72,13 @@ def row_bases(e: Emitter, axes: Axes, pointers: list[Val], row: Val) -> list[Val
 
 
 def _line(e: Emitter, spec: ElementwiseSpec, pointers: list[Val], start: Val, stop: Val) -> None:
-    """Elements [start, stop) of the last axis: whole vectors, then a masked rest."""
-    lanes, inner = e.isa.lanes, spec.axes.sizes[-1]
-    left = inner % lanes
+    """Elements [start, stop) of the last axis, `start` at a whole vector: whole vectors, then a masked rest."""
+    lanes = e.isa.lanes
     repeated = {
         i: e.splat(e.load_scalar(pointers[i])) for i, strides in enumerate(spec.axes.strides) if not strides[-1]
     }
 
-    def vector(at: Val, count: int | None) -> None:
+    def vector(at: Val, count: Val | None) -> None:
         values = [
             repeated[i] if i in repeated else e.load(e.at(pointers[i], at), count) for i in range(spec.body.pointers)
         ]
@@ -80,10 +86,12 @@ def _line(e: Emitter, spec: ElementwiseSpec, pointers: list[Val], start: Val, st
             values.append(emit_statement(e, s, values))
         e.store(values[spec.body.result], e.at(pointers[-1], at), count)
 
-    whole = inner - left
-    e.each(start, e.min(stop, whole), lanes, lambda i: vector(i, None))
-    if left:
-        if isinstance(stop, int):
-            vector(whole, left)
-        else:
-            e.when(e.b.icmp_signed("==", e.i64(stop), e.i64(inner)), partial(vector, whole, left))
+    if isinstance(stop, int):
+        whole = stop - stop % lanes
+        e.each(start, whole, lanes, lambda i: vector(i, None))
+        if whole < stop:
+            vector(whole, stop - whole)
+        return
+    whole = e.sub(stop, e.divmod(stop, lanes)[1])
+    e.each(start, whole, lanes, lambda i: vector(i, None))
+    e.when(e.b.icmp_signed("<", whole, stop), lambda: vector(whole, e.sub(stop, whole)))

@@ -112,17 +112,17 @@ class Emitter:
     def load_scalar(self, pointer: Val) -> Val:
         return self.b.load(pointer, typ=F32, align=4)
 
-    def load(self, pointer: Val, count: int | None = None) -> Val:
+    def load(self, pointer: Val, count: Val | None = None) -> Val:
         """A vector; only its first `count` lanes are read where that is given, the others are 0."""
-        if count is None or count == self.isa.lanes:
+        if count is None or (isinstance(count, int) and count == self.isa.lanes):
             return self.b.load(pointer, typ=self.vector, align=4)
         load = self.intrinsic(
             f"llvm.masked.load.v{self.isa.lanes}f32.p0", self.vector, [PTR, I32, self._mask_type, self.vector]
         )
         return self.b.call(load, [pointer, I32(4), self.mask(count), self.constant(0.0)])
 
-    def store(self, value: Val, pointer: Val, count: int | None = None) -> None:
-        if count is None or count == self.isa.lanes:
+    def store(self, value: Val, pointer: Val, count: Val | None = None) -> None:
+        if count is None or (isinstance(count, int) and count == self.isa.lanes):
             self.b.store(value, pointer, align=4)
             return
         store = self.intrinsic(
@@ -140,8 +140,14 @@ class Emitter:
         order = ir.Constant(ir.VectorType(I32, lanes), [(i + step) % lanes for i in range(lanes)])
         return self.b.shuffle_vector(value, ir.Constant(self.vector, ir.Undefined), order)
 
-    def mask(self, count: int) -> Val:
+    def mask(self, count: Val) -> Val:
         """True in the first `count` lanes."""
+        if not isinstance(count, int):
+            numbers = ir.VectorType(I64, self.isa.lanes)
+            bound = self.b.insert_element(ir.Constant(numbers, ir.Undefined), count, I32(0))
+            zeros = ir.Constant(ir.VectorType(I32, self.isa.lanes), [0] * self.isa.lanes)
+            bound = self.b.shuffle_vector(bound, ir.Constant(numbers, ir.Undefined), zeros)
+            return self.b.icmp_unsigned("<", ir.Constant(numbers, list(range(self.isa.lanes))), bound)
         return ir.Constant(self._mask_type, [i < count for i in range(self.isa.lanes)])
 
     def any(self, flags: Val) -> Val:

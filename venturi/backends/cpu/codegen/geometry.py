@@ -9,9 +9,9 @@ from venturi.backends.cpu.codegen.emit import Emitter, Val
 
 @dataclass(frozen=True)
 class ConvGeometry:
-    """One image of `height` x `width` x `channels` to `out_channels`; a product of matrices has height 1.
+    """One image of `height` x `width` x `channels` to `out_channels`. `pads` are top, left, bottom, right.
 
-    `pads` are top, left, bottom, right.
+    Width 0 stands for one row of pixels whose length is known when the code runs: pointwise convolutions, products.
     """
 
     height: int
@@ -40,10 +40,8 @@ class ConvGeometry:
         return self.kernel == (1, 1) and self.strides == (1, 1) and not any(self.pads)
 
     def flat(self) -> ConvGeometry:
-        """A pointwise convolution as one row of pixels."""
-        return (
-            ConvGeometry(1, self.height * self.width, self.channels, self.out_channels) if self.is_pointwise else self
-        )
+        """A pointwise convolution as one row of pixels of any length."""
+        return ConvGeometry(1, 0, self.channels, self.out_channels) if self.is_pointwise else self
 
     def valid(self, tap: int, out_x: int) -> bool:
         """Whether column `tap` of the kernel meets the image at output column `out_x`."""

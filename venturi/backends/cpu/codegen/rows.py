@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,8 @@ CHUNK = 4096
 
 @dataclass(frozen=True)
 class RowSpec:
-    """`anchor` is the number of the reducing statement among the body's."""
+    """`anchor` is the number of the reducing statement among the body's. `axes` are two at least and of any length: the
+    slowest one's size is given when the code runs."""
 
     axes: Axes
     body: Body
@@ -30,19 +32,20 @@ class RowSpec:
     def rows_a_task(self) -> int:
         return max(1, CHUNK // self.axes.sizes[-1])
 
-    @property
-    def tasks(self) -> int:
-        return -(-self.axes.outer // self.rows_a_task)
+    def tasks(self, length: int) -> int:
+        """Blocks of rows where the slowest axis has size `length`."""
+        return -(-length * math.prod(self.axes.sizes[1:-1]) // self.rows_a_task)
 
 
 def emit_rows(isa: Isa, spec: RowSpec) -> str:
-    """Words: the operands' addresses, then the output's."""
+    """Words: the operands' addresses, the output's, the size of the slowest axis."""
     e = Emitter(isa)
     kernel = _Rows(e, spec)
+    rows = e.mul(e.word(spec.body.pointers + 1), math.prod(spec.axes.sizes[1:-1]))
 
     def task(t: Val) -> None:
         first = e.mul(t, spec.rows_a_task)
-        e.each(first, e.min(e.add(first, spec.rows_a_task), spec.axes.outer), 1, kernel.row)
+        e.each(first, e.min(e.add(first, spec.rows_a_task), rows), 1, kernel.row)
 
     e.each(e.begin, e.end, 1, task)
     return e.finish()

@@ -105,16 +105,19 @@ class Direct:
     def phase(self, geometry: ConvGeometry, batch: int, guarded: bool = False) -> Phase:
         """`guarded`: it does nothing where the first word of scratch memory is 0."""
         flat, c = geometry.flat(), self._config
+        count, width = batch, flat.out_width
+        if flat.width == 0:
+            count = width = batch * geometry.height * geometry.width
         spec = DirectSpec(
-            flat, min(c["rows"], flat.out_width), c["vectors"], c["block"], c["unroll"],
+            flat, min(c["rows"], width), c["vectors"], c["block"], c["unroll"],
             c["depth"], bool(c["channels_first"]), self._bias is not None, self._post, guarded,
         )  # fmt: skip
         address = host_jit(self._isa).address(repr(spec), lambda: emit_direct(self._isa, spec))
         words = (
             Operand(0), self._weight.data_ptr(), 0 if self._bias is None else self._bias.data_ptr(),
-            0 if self._residual is None else Operand(self._residual), OUT, batch, SCRATCH if guarded else 0,
+            0 if self._residual is None else Operand(self._residual), OUT, count, SCRATCH if guarded else 0,
         )  # fmt: skip
-        return Phase(address, words, spec.tasks(self._isa, batch))
+        return Phase(address, words, spec.tasks(self._isa, count))
 
 
 class Winograd:

@@ -53,6 +53,24 @@ class NativeKernel:
         else:
             self._execute(routine, inputs, out)
 
+    def prepared(self, inputs: Sequence[T]) -> Callable[[], object] | None:
+        routine = self.routine(tuple(tuple(x.shape) for x in inputs))
+        if routine is None or any(not x.is_contiguous(memory_format=f) for x, f in zip(inputs, routine.layouts)):
+            return None
+        out = torch.empty(routine.shape, memory_format=routine.layout)
+        scratch = torch.empty(routine.scratch, dtype=torch.uint8)
+        addresses = [*(x.data_ptr() for x in inputs), scratch.data_ptr(), out.data_ptr()]
+        steps = [
+            (p.address, [addresses[w.index] if isinstance(w, Operand) else w for w in p.words], p.tasks)
+            for p in routine.phases
+        ]
+        job = Job(steps)
+
+        def call(held: object = (inputs, out, scratch)) -> None:
+            job.run()
+
+        return call
+
     def _execute(self, routine: Routine, inputs: Sequence[T], out: T) -> T:
         placed = [x.contiguous(memory_format=f) for x, f in zip(inputs, routine.layouts)]
         scratch = torch.empty(routine.scratch, dtype=torch.uint8)

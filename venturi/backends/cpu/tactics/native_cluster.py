@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from venturi.backends.base import OUT, Config, Kernel, Operand, Phase, RegionView, Routine
-from venturi.backends.cpu.codegen.axes import axes_of
+from venturi.backends.cpu.codegen.axes import Axes, axes_of
 from venturi.backends.cpu.codegen.body import Reading, read_body
 from venturi.backends.cpu.codegen.elementwise import ElementwiseSpec, emit_elementwise
 from venturi.backends.cpu.codegen.isa import Isa, host
@@ -20,6 +20,19 @@ from venturi.ir.build import get_attr
 
 T = torch.Tensor
 NHWC = (0, 2, 3, 1)
+NOT_LEADING = "a size that code would depend on is only known at run time"
+
+
+def free_dims_lead(region: RegionView) -> bool:
+    """Whether the output's sizes are known but for the slowest ones in memory: one kernel then serves all of them."""
+    shape = region.outputs[0].shape
+    if shape is None:
+        return False
+    known = [isinstance(d, int) for d in shape]
+    if region.layout == "NHWC" and len(known) == 4:
+        return all(known[1:])
+    first = next((i for i, k in enumerate(known) if k), len(known))
+    return all(known[first:])
 
 
 class _Operands:
@@ -70,11 +83,12 @@ def _kernel(
             return None
         order = NHWC if operands.nhwc else tuple(range(len(shape)))
         axes = axes_of(shape, shapes, order, keep)
-        made = None if axes is None else make(axes)
-        if made is None:
+        if axes is None or (made := make(axes)) is None:
             return None
         spec, emit = made
-        phase = Phase(host_jit(isa).address(repr(spec), emit), (*operands.words(), OUT), spec.tasks)
+        length = axes.sizes[0] if len(axes.sizes) == len(spec.axes.sizes) else 1
+        address = host_jit(isa).address(repr(spec), emit)
+        phase = Phase(address, (*operands.words(), OUT, length), spec.tasks(length))
         return Routine((phase,), shape, operands.layout(len(shape)), tuple(operands.layout(len(s)) for s in given))
 
     other = Reference().bind(region, {}).run
@@ -95,6 +109,8 @@ class NativePointwise:
         reading = read_body(region)
         if isinstance(reading, str):
             return reading
+        if not free_dims_lead(region):
+            return NOT_LEADING
         return [{}] if any(region.constant(v) is None for v in reading.pointers) else "no computed input"
 
     def bind(self, region: RegionView, config: Config) -> Kernel:
@@ -103,7 +119,7 @@ class NativePointwise:
         assert isinstance(reading, Reading)
 
         def make(axes: Any) -> tuple[ElementwiseSpec, Callable[[], str]]:
-            spec = ElementwiseSpec(axes, reading.body)
+            spec = ElementwiseSpec(axes.any_length(), reading.body)
             return spec, lambda: emit_elementwise(isa, spec)
 
         return _kernel(isa, region, reading, 0, make)
@@ -141,6 +157,8 @@ class NativeRows:
         reading = read_body(region, anchor)
         if isinstance(reading, str):
             return reading
+        if not free_dims_lead(region):
+            return NOT_LEADING
         if all(region.constant(v) is not None for v in reading.pointers):
             return "no computed input"
         at = next(i for i, s in enumerate(reading.body.statements) if s.op in ROW_OPS)
@@ -155,7 +173,9 @@ class NativeRows:
         def make(axes: Any) -> tuple[RowSpec, Callable[[], str]] | None:
             if axes.sizes[-1] > MAX_COLUMNS:
                 return None
-            spec = RowSpec(axes, reading.body, anchor)
+            if len(axes.sizes) == 1:
+                axes = Axes((1, *axes.sizes), tuple((0, *s) for s in axes.strides))
+            spec = RowSpec(axes.any_length(), reading.body, anchor)
             return spec, lambda: emit_rows(isa, spec)
 
         return _kernel(isa, region, reading, reduced, make)

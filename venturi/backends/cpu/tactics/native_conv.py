@@ -30,7 +30,12 @@ def read_native_conv(region: RegionView) -> tuple[Isa, ConvSpec] | str:
     if spec.weight.dim() != 4 or spec.weight.dtype != torch.float32 or spec.weight.numel() == 0:
         return "not a 2-D convolution in fp32"
     post = post_of(spec.epilogue)
-    return post if isinstance(post, str) else (isa, spec)
+    if isinstance(post, str):
+        return post
+    image = region.anchor.inputs[0]
+    if image is None or image.shape is None or not all(isinstance(d, int) for d in list(image.shape)[2:]):
+        return "code would depend on the image's size, which is only known at run time"
+    return isa, spec
 
 
 def geometry_of(spec: ConvSpec, shapes: Shapes) -> tuple[ConvGeometry, int, tuple[int, ...]] | None:

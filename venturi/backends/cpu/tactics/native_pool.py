@@ -49,6 +49,8 @@ def _read(region: RegionView) -> Plan | str:
     source = node.inputs[0] if node.inputs else None
     if source is None or source.dtype != DT.FLOAT or rank(source) != 4:
         return "not an image in fp32"
+    if source.shape is None or not all(isinstance(d, int) for d in list(source.shape)[2:]):
+        return "code would depend on the image's size, which is only known at run time"
     if region.is_constant(source) or any(v.uses() or v.is_graph_output() for v in node.outputs[1:]):
         return "a constant, or indices are read"
     attrs = region.attrs(node)
