@@ -38,8 +38,8 @@ def cases(pdl: bool):
         "rms_norm",
         case(
             norms.rms_norm_kernel,
-            {"x": b, "residual": b, "weight": b, "out": b, "eps": "fp32", "offset": "fp32"},
-            {"RESIDUAL": True, "BLOCK": 4096, "PDL": pdl},
+            {"x": b, "residual": b, "weight": b, "out": b, "scales": b, "eps": "fp32", "offset": "fp32"},
+            {"RESIDUAL": True, "FP8": False, "BLOCK": 4096, "PDL": pdl},
             num_warps=8,
         ),
     )
@@ -138,10 +138,19 @@ def cases(pdl: bool):
     yield (
         "norm fp8",
         case(
-            norms.rms_norm_fp8_kernel,
-            {"x": b, "weight": b, "out": fp8, "scales": f, "eps": "fp32", "offset": "fp32"},
-            {"BLOCK": 4096, "PDL": pdl},
+            norms.rms_norm_kernel,
+            {"x": b, "residual": b, "weight": b, "out": fp8, "scales": f, "eps": "fp32", "offset": "fp32"},
+            {"RESIDUAL": True, "FP8": True, "BLOCK": 4096, "PDL": pdl},
             num_warps=8,
+        ),
+    )
+    yield (
+        "gated fp8",
+        case(
+            activations.gated_fp8_kernel,
+            {"gate_up": b, "out": fp8, "scales": f},
+            {"KIND": "silu", "BLOCK": 16384, "PDL": pdl},
+            num_warps=16,
         ),
     )
     yield (

@@ -182,12 +182,30 @@ def test_small_linear(splits: int, rows: int, parts: str) -> None:
 
 
 def test_rows_in_fp8() -> None:
-    x, weight = torch.randn(4, 200) * 5, torch.randn(200)
+    x = torch.randn(4, 200) * 5
     ours, scales = quantize.quantize_rows(x)
     theirs, wanted = quantize_rows(x)
     torch.testing.assert_close(scales, wanted)
     torch.testing.assert_close(ours.float(), theirs.float(), rtol=2**-3, atol=2**-9)  # a tie may round the other way
     assert (ours.float() != theirs.float()).float().mean() < 0.02
-    packed, scales = norms.rms_norm_fp8(x, weight, 1e-6, 1.0)
-    normal = rms_norm_reference(x, weight, 1e-6, offset=1.0)[0]
+
+
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_norm_in_fp8(with_residual: bool) -> None:
+    x, weight = torch.randn(4, 200) * 5, torch.randn(200)
+    residual = torch.randn(4, 200) if with_residual else None
+    normal, total = rms_norm_reference(x, weight, 1e-6, residual, offset=1.0)
+    packed, scales, sums = norms.rms_norm_fp8(x, weight, 1e-6, residual, 1.0)
+    torch.testing.assert_close(scales, normal.abs().amax(-1) / 448, rtol=1e-5, atol=0.0)
     torch.testing.assert_close(packed.float() * scales[:, None], normal, rtol=2**-4, atol=float(scales.max()) * 2**-9)
+    torch.testing.assert_close(sums, total)
+
+
+@pytest.mark.parametrize("kind", ["silu", "gelu_pytorch_tanh"])
+@pytest.mark.parametrize("rows,size", [(3, 7), (2, 1000)])
+def test_gated_in_fp8(kind: str, rows: int, size: int) -> None:
+    x = torch.randn(rows, 2 * size) * 3
+    wanted = gated_reference(x, kind)
+    packed, scales = activations.gated_fp8(x, "silu" if kind == "silu" else "gelu_tanh")
+    torch.testing.assert_close(scales, wanted.abs().amax(-1) / 448, rtol=1e-5, atol=1e-12)
+    torch.testing.assert_close(packed.float() * scales[:, None], wanted, rtol=2**-4, atol=float(scales.max()) * 2**-9)

@@ -61,7 +61,12 @@ def test_most_steps_are_generated(net: tuple[nn.Module, vt.Engine]) -> None:
 def test_right_for_new_memory_batches_and_layouts(net: tuple[nn.Module, vt.Engine]) -> None:
     for batch in (2, 2, 1, 5, 2):
         x = torch.randn(batch, 3, 21, 17)
-        for given in (x, x.contiguous(memory_format=torch.channels_last), x.flip(3).flip(3), x.transpose(2, 3).contiguous().transpose(2, 3)):
+        for given in (
+            x,
+            x.contiguous(memory_format=torch.channels_last),
+            x.flip(3).flip(3),
+            x.transpose(2, 3).contiguous().transpose(2, 3),
+        ):
             _near(*net, given)
 
 

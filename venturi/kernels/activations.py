@@ -7,6 +7,8 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.nn import functional as F
 
+from venturi.kernels.quantize import ScaledRows, quantize_rows
+
 
 def gelu_tanh(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
@@ -31,6 +33,17 @@ def gated(gate_up: Tensor, activation: str) -> Tensor:
         return on_device(gate_up, "silu" if activation in ("silu", "swish") else "gelu_tanh")
     gate, up = gate_up.chunk(2, dim=-1)
     return ACTIVATIONS[activation](gate).mul_(up)
+
+
+def gated_fp8(gate_up: Tensor, activation: str) -> ScaledRows:
+    """`gated` of [rows, 2n] with the result in fp8, one scale a row: one pass over memory on CUDA."""
+    if gate_up.is_cuda and activation in ("silu", "swish", "gelu_pytorch_tanh", "gelu_new"):
+        from venturi.kernels.triton_kernels.activations import MAX_ROW
+        from venturi.kernels.triton_kernels.activations import gated_fp8 as on_device
+
+        if gate_up.shape[-1] <= 2 * MAX_ROW:
+            return ScaledRows(*on_device(gate_up, "silu" if activation in ("silu", "swish") else "gelu_tanh"))
+    return quantize_rows(gated(gate_up, activation))
 
 
 def clamped_swiglu(gate_up: Tensor, alpha: float, limit: float) -> Tensor:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from venturi.kernels.quantize import ScaledRows, quantize_rows
+
 
 def rms_norm(
     x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None, *, offset: float = 0.0
@@ -28,6 +30,19 @@ def rms_norm(
         wide = F.rms_norm(total.float(), (x.shape[-1],), weight.float() + offset, eps)
         return wide.to(x.dtype), total
     return F.rms_norm(total, (x.shape[-1],), weight, eps), total
+
+
+def rms_norm_fp8(
+    x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None, *, offset: float = 0.0
+) -> tuple[ScaledRows, Tensor]:
+    """`rms_norm` of x [rows, hidden] with the result in fp8, one scale a row: one pass over memory on CUDA."""
+    if x.is_cuda:
+        from venturi.kernels.triton_kernels.norms import rms_norm_fp8 as on_device
+
+        values, scales, total = on_device(x, weight, eps, residual, offset)
+        return ScaledRows(values, scales), total
+    y, total = rms_norm(x, weight, eps, residual, offset=offset)
+    return quantize_rows(y), total
 
 
 def layer_norm(

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 FP8_MAX = 448.0
 
 
-def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+class ScaledRows(NamedTuple):
+    """Rows in fp8: values [rows, n] float8_e4m3fn times scales [rows] fp32."""
+
+    values: Tensor
+    scales: Tensor
+
+
+def quantize_rows(x: Tensor) -> ScaledRows:
     """x: [rows, n] -> (q [rows, n] float8_e4m3fn, scales [rows] fp32) with x ~ q * scales; the largest maps to 448."""
     if x.is_cuda:
         from venturi.kernels.triton_kernels.quantize import quantize_rows as on_device
 
-        return on_device(x)
+        return ScaledRows(*on_device(x))
     scales = x.abs().amax(-1).float().clamp(min=1e-12) / FP8_MAX
-    return (x.float() / scales[:, None]).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn), scales
+    return ScaledRows((x.float() / scales[:, None]).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn), scales)
 
 
 def scaled_product(

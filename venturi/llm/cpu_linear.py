@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from venturi.kernels.quantize import ScaledRows
 from venturi.llm.layers.linear import Linear, PlainMethod
 from venturi.llm.models.decoder import Decoder
 
@@ -16,6 +17,7 @@ class PackedMethod:
     """Keeps only the blocked weight, unless the weight is shared with the embedding."""
 
     name = "oneDNN, blocked weight"
+    takes_fp8 = False
 
     def __init__(self, *, shared: bool) -> None:
         self._shared = shared
@@ -25,7 +27,8 @@ class PackedMethod:
         if not self._shared:
             layer.weight = nn.Parameter(torch.empty(0, dtype=layer.weight.dtype), requires_grad=False)
 
-    def apply(self, layer: Linear, x: Tensor) -> Tensor:
+    def apply(self, layer: Linear, x: Tensor | ScaledRows) -> Tensor:
+        assert isinstance(x, Tensor), "only given to methods that take it"
         rows = len(x)
         padded = F.pad(x, (0, 0, 0, TILE_ROWS - rows)) if rows < TILE_ROWS else x
         y: Tensor = torch.ops.mkldnn._linear_pointwise(padded, self._packed, layer.bias, "none", [], "")

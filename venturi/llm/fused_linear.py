@@ -171,7 +171,10 @@ def run(choice: Choice, x: Tensor, use: Use, residual: Tensor | None, tickets: T
     layer, norm, kind = use.layer, use.norm, x.dtype
     x_scales = None
     if layer.weight.dtype == torch.float8_e4m3fn:
-        x, x_scales = quantize_rows(x) if norm is None else rms_norm_fp8(x, norm.weight, norm.eps, norm.offset)
+        if norm is None:
+            x, x_scales = quantize_rows(x)
+        else:
+            x, x_scales, _ = rms_norm_fp8(x, norm.weight, norm.eps, None, norm.offset)
     elif norm is not None:
         x = norm(x)[0]
     if isinstance(choice, SmallLinearConfig):

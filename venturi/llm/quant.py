@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from venturi.kernels.quantize import quantize_rows, scaled_product
+from venturi.kernels.quantize import ScaledRows, quantize_rows, scaled_product
 from venturi.llm.layers.linear import Linear
 from venturi.llm.models.decoder import Decoder
 
@@ -17,14 +17,18 @@ class Fp8Method:
     """weight: [out, in] e4m3; scales: [out] fp32. On the CPU the product is computed in the activation's type."""
 
     name = "fp8 row-wise"
+    takes_fp8 = True
 
     def prepare(self, layer: Linear) -> None:
+        self._dtype = layer.weight.dtype
         packed, scales = quantize_rows(layer.weight.data)
         layer.weight = nn.Parameter(packed, requires_grad=False)
         layer.scales = scales
 
-    def apply(self, layer: Linear, x: Tensor) -> Tensor:
+    def apply(self, layer: Linear, x: Tensor | ScaledRows) -> Tensor:
         assert layer.scales is not None, "prepare made the scales"
+        if isinstance(x, ScaledRows):
+            return scaled_product(*x, layer.weight, layer.scales, layer.bias, self._dtype)
         if not x.is_cuda:
             y = nn.functional.linear(x, layer.weight.to(x.dtype)) * layer.scales.to(x.dtype)
             return y if layer.bias is None else y + layer.bias

@@ -42,7 +42,8 @@ def native_tactics() -> tuple[Tactic, ...]:
     from venturi.backends.cpu.tactics.native_pool import NativePool
 
     return (
-        NativeConv(), NativeWinograd(), NativeDepthwise(), NativeLinear(), NativePool(), NativeRows(), NativePointwise(),
+        NativeConv(), NativeWinograd(), NativeDepthwise(), NativeLinear(), NativePool(), NativeRows(),
+        NativePointwise(),
     )  # fmt: skip
 
 

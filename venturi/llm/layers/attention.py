@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from venturi.kernels.attention import AttentionBatch, AttentionKind, paged_attention
+from venturi.kernels.quantize import ScaledRows
 from venturi.kernels.rotary import rotate, rotate_and_write
 from venturi.llm.layers.linear import Linear
 from venturi.llm.layers.norm import RmsNorm
@@ -37,7 +38,14 @@ class Attention(nn.Module):
         self.k_norm = RmsNorm(spec.head_dim, model.eps, offset) if spec.qk_norm else None
         self.sinks = nn.Parameter(torch.empty(spec.num_heads), requires_grad=False) if spec.sinks else None
 
-    def forward(self, x: Tensor, angles: Tensor | None, cache: LayerCache, batch: AttentionBatch) -> Tensor:
+    @property
+    def reader(self) -> Linear:
+        """The only layer that reads the input."""
+        return self.qkv_proj
+
+    def forward(
+        self, x: Tensor | ScaledRows, angles: Tensor | None, cache: LayerCache, batch: AttentionBatch
+    ) -> Tensor:
         return self.o_proj(self.attend(self.qkv_proj(x), angles, cache, batch).flatten(1))
 
     def attend(self, x: Tensor, angles: Tensor | None, cache: LayerCache, batch: AttentionBatch) -> Tensor:

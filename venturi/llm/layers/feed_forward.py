@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from venturi.kernels.activations import ACTIVATIONS, clamped_swiglu, gated
+from venturi.kernels.activations import ACTIVATIONS, clamped_swiglu, gated, gated_fp8
 from venturi.kernels.moe import experts_forward, grouped_top_k, softmax_top_k, top_k_softmax
+from venturi.kernels.quantize import ScaledRows
 from venturi.llm.layers.linear import Linear
 from venturi.llm.models.spec import MlpSpec, MoeSpec
 
@@ -22,8 +23,15 @@ class GatedMlp(nn.Module):
         self.gate_up_proj = Linear(hidden, {"gate_proj": n, "up_proj": n}, bias=spec.bias)
         self.down_proj = Linear(n, hidden, bias=spec.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(gated(self.gate_up_proj(x), self.activation))
+    @property
+    def reader(self) -> Linear:
+        """The only layer that reads the input."""
+        return self.gate_up_proj
+
+    def forward(self, x: Tensor | ScaledRows) -> Tensor:
+        inner = self.gate_up_proj(x)
+        fp8 = inner.is_cuda and self.down_proj.method.takes_fp8
+        return self.down_proj(gated_fp8(inner, self.activation) if fp8 else gated(inner, self.activation))
 
 
 class PlainMlp(nn.Module):
@@ -35,7 +43,12 @@ class PlainMlp(nn.Module):
         self.up_proj = Linear(hidden, spec.intermediate, bias=spec.bias)
         self.down_proj = Linear(spec.intermediate, hidden, bias=spec.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    @property
+    def reader(self) -> Linear:
+        """The only layer that reads the input."""
+        return self.up_proj
+
+    def forward(self, x: Tensor | ScaledRows) -> Tensor:
         return self.down_proj(self.activation(self.up_proj(x)))
 
 

@@ -9,27 +9,32 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from venturi.core.errors import ModelError
+from venturi.kernels.quantize import ScaledRows
 
 
 class LinearMethod(Protocol):
     """How a weight is kept and applied. `prepare` runs once, when all of the weight is loaded."""
 
     name: str
+    takes_fp8: bool
+    """Whether `apply` takes ScaledRows as well, so that what makes x may quantize it on the way out."""
 
     def prepare(self, layer: Linear) -> None: ...
 
-    def apply(self, layer: Linear, x: Tensor) -> Tensor: ...
+    def apply(self, layer: Linear, x: Tensor | ScaledRows) -> Tensor: ...
 
 
 class PlainMethod:
     """The weight as it is, through torch (cuBLASLt on CUDA)."""
 
     name = "torch linear"
+    takes_fp8 = False
 
     def prepare(self, layer: Linear) -> None:
         pass
 
-    def apply(self, layer: Linear, x: Tensor) -> Tensor:
+    def apply(self, layer: Linear, x: Tensor | ScaledRows) -> Tensor:
+        assert isinstance(x, Tensor), "only given to methods that take it"
         return F.linear(x, layer.weight, layer.bias)
 
 
@@ -49,7 +54,7 @@ class Linear(nn.Module):
         self.scales: Tensor | None = None
         self.method: LinearMethod = PlainMethod()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | ScaledRows) -> Tensor:
         return self.method.apply(self, x)
 
     def split(self, y: Tensor) -> tuple[Tensor, ...]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from venturi.kernels.norms import layer_norm, rms_norm
+from venturi.kernels.norms import layer_norm, rms_norm, rms_norm_fp8
+from venturi.kernels.quantize import ScaledRows
 from venturi.llm.models.spec import NormKind
 
 
@@ -19,6 +20,16 @@ class RmsNorm(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return rms_norm(x, self.weight, self.eps, residual, offset=self.offset)
+
+
+def norm_for(
+    block: nn.Module, norm: nn.Module, x: Tensor, residual: Tensor | None
+) -> tuple[Tensor | ScaledRows, Tensor]:
+    """`norm(x, residual)` as input of `block`: in fp8 where the block's only reader multiplies in fp8 on CUDA."""
+    reader = getattr(block, "reader", None)
+    if isinstance(norm, RmsNorm) and x.is_cuda and reader is not None and reader.method.takes_fp8:
+        return rms_norm_fp8(x, norm.weight, norm.eps, residual, offset=norm.offset)
+    return norm(x, residual)  # type: ignore[no-any-return]
 
 
 class LayerNorm(nn.Module):

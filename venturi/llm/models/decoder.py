@@ -10,7 +10,7 @@ from venturi.kernels.attention import AttentionBatch
 from venturi.llm.layers.attention import Attention, LatentAttention, LayerCache
 from venturi.llm.layers.feed_forward import make_feed_forward
 from venturi.llm.layers.linear import Linear
-from venturi.llm.layers.norm import make_norm
+from venturi.llm.layers.norm import make_norm, norm_for
 from venturi.llm.layers.rotary import rotary_angles
 from venturi.llm.models.spec import DecoderSpec, LayerSpec, RotarySpec
 
@@ -31,13 +31,13 @@ class DecoderLayer(nn.Module):
     def forward(
         self, x: Tensor, residual: Tensor | None, angles: Tensor | None, cache: LayerCache, batch: AttentionBatch
     ) -> tuple[Tensor, Tensor]:
-        h, residual = self.input_layernorm(x, residual)
+        h, residual = norm_for(self.self_attn, self.input_layernorm, x, residual)
         h = self.self_attn(h, angles, cache, batch)
         if not self.sandwich:
-            h, residual = self.post_attention_layernorm(h, residual)
+            h, residual = norm_for(self.mlp, self.post_attention_layernorm, h, residual)
             return self.mlp(h), residual
         h, _ = self.post_attention_layernorm(h)
-        h, residual = self.pre_feedforward_layernorm(h, residual)
+        h, residual = norm_for(self.mlp, self.pre_feedforward_layernorm, h, residual)
         h, _ = self.post_feedforward_layernorm(self.mlp(h))
         return h, residual
 
