@@ -7,7 +7,7 @@ ONNX_PINNED := 1.21.0
 CASES  := .cache/onnx-$(ONNX_PINNED)
 PIP    := $(PY) -m pip install -q --disable-pip-version-check
 
-.PHONY: help demo demo-llm demo-serve bench-llm bench-serve bench-llm-gpu test check unit conformance zoo bench gpu-check bench-overheads bench-gpu docs clean
+.PHONY: help demo demo-llm demo-serve bench-llm bench-serve bench-llm-gpu test check unit conformance zoo bench-cpu gpu-check bench-overheads bench-gpu docs clean
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 16
@@ -49,7 +49,7 @@ conformance: $(STAMP) $(CASES)/.done  ## the ONNX conformance table beside onnxr
 zoo: $(STAMP)    ## build and check every architecture of the zoo
 	$(PY) -m benchmarks.zoo
 
-bench: $(STAMP)  ## the CPU benchmark table
+bench-cpu: $(STAMP)  ## the CPU latency table beside onnxruntime and, where installed, OpenVINO
 	$(PY) -m benchmarks.cpu
 
 bench-llm: $(STAMP)  ## language models on the CPU beside transformers

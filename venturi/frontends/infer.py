@@ -20,7 +20,7 @@ from venturi.backends.reference.program import node_function
 from venturi.core.errors import ShapeError
 from venturi.ir.build import subgraphs
 from venturi.ir.region import is_region
-from venturi.ops.table import CONTROL, DATA_DEPENDENT, RANDOM, SHAPED_BY_VALUES, find_op
+from venturi.ops.table import CONTROL, DATA_DEPENDENT, POINTWISE, RANDOM, SHAPED_BY_VALUES, find_op
 from venturi.ops.tensors import STORAGE, logical_dtype, to_torch
 
 log = logging.getLogger("venturi")
@@ -178,12 +178,15 @@ def _run_node(node: ir.Node, env: Mapping[ir.Value, Any], symbols: Symbols, prob
     if any(v is not None and x is None for v, x in zip(node.inputs, inputs)):
         return None
     real = all(x is None or x.device.type != "meta" for x in inputs)
+    op = None
     if not is_region(node):
         op = find_op(node.domain, node.op_type)
         if op is None or CONTROL in op.traits or (not real and {DATA_DEPENDENT, RANDOM} & op.traits):
             return None
     try:
         with torch.inference_mode():
+            if not real and op is not None and POINTWISE in op.traits and len(node.outputs) == 1:
+                return (_pointwise(node, inputs),)
             result = node_function(node, device="cpu" if real else "meta")(*_uniform(node, inputs))
     except _ERRORS as exc:
         log.debug("no inference for %s: %s", node.name, exc)
@@ -193,6 +196,15 @@ def _run_node(node: ir.Node, env: Mapping[ir.Value, Any], symbols: Symbols, prob
         o.to("meta") if isinstance(o, torch.Tensor) and o.device.type != "meta" and o.numel() > _BIG else o
         for o in outputs
     )
+
+
+def _pointwise(node: ir.Node, inputs: list[Any]) -> torch.Tensor:
+    """Shapes broadcast; the type is what single elements give. torch's own meta kernels would import its compiler."""
+    single = [None if x is None else torch.ones((1,) * x.dim(), dtype=x.dtype) for x in inputs]
+    result = node_function(node, device="cpu")(*single)
+    shaped = inputs[:1] if node.op_type == "CastLike" else inputs
+    shape = torch.broadcast_shapes(*(x.shape for x in shaped if x is not None))
+    return torch.empty(shape, dtype=result.dtype, device="meta")
 
 
 _HOST_OPERANDS = SHAPED_BY_VALUES | {"CumSum", "CumProd", "Trilu"}
