@@ -35,6 +35,7 @@ from venturi.passes import (
     pads,
     scale_shift,
     shapes,
+    sink_reshapes,
 )
 from venturi.passes.rewriting import PassContext
 
@@ -68,7 +69,9 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("remove-identities-2", identities.run),
     Pass("drop-neutral-masks", masks.run, nested=False),
     Pass("cast-precision", cast_precision.run, nested=False),
+    Pass("sink-reshapes", sink_reshapes.run, nested=False),
     Pass("simplify-casts", shapes.run),
+    Pass("remove-identities-3", identities.run),
     Pass("fold-constants-3", constants.run),
     Pass("fuse-horizontal", horizontal.run, nested=False),
     Pass("remove-dead-2", clean.remove_dead),

@@ -100,8 +100,10 @@ def arrange(executable: Executable, watch: Watch, homes: Sequence[T | None], scr
     for i, call in enumerate(executable.calls):
         source = watch.views.get(i)
         if source is not None and source in fixed and all(s in constants or s == source for s in call.inputs):
-            fixed[call.outputs[0]] = call.kernel.run(*(fixed[s] for s in call.inputs))
-            continue
+            view = call.kernel.run(*(fixed[s] for s in call.inputs))
+            if view.untyped_storage().data_ptr() == fixed[source].untyped_storage().data_ptr():
+                fixed[call.outputs[0]] = view
+                continue
         routine = watch.routines.get(i)
         if routine is not None and _takes(call, routine, fixed, homes[i], watch):
             draft = draft or _Draft(i)

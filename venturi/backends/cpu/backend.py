@@ -57,7 +57,7 @@ CPU = Backend(
         OneDnnLinear(),
         AtenLinear(),
         AtenMatMul(),
-        SdpaAttention(Reference()),
+        SdpaAttention(Reference(), guarded=True),
         InPlaceBody(),
         OutPointwise(),
         JoinConcat(),

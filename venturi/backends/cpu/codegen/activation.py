@@ -53,8 +53,8 @@ def _gelu(e: Emitter, x: Val, p: Post) -> Val:
     half = e.b.fmul(x, e.constant(0.5))
     if p.mode == "tanh":
         cube = e.b.fmul(e.b.fmul(x, x), x)
-        inner = e.b.fmul(e.constant(0.7978845608028654), e.fma(cube, e.constant(0.044715), x))
-        return e.fma(half, m.tanh(e, inner), half)
+        inner = e.b.fmul(e.constant(1.5957691216057308), e.fma(cube, e.constant(0.044715), x))
+        return e.b.fmul(x, m.sigmoid(e, inner))  # (1 + tanh u) / 2 is the sigmoid of 2u
     return e.fma(half, m.erf(e, e.b.fmul(x, e.constant(0.7071067811865476))), half)
 
 

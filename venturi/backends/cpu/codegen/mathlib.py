@@ -72,13 +72,15 @@ def copysign(e: Emitter, magnitude: Val, sign: Val) -> Val:
 
 
 def exp(e: Emitter, x: Val) -> Val:
-    """The clamp keeps 2^n in two representable halves; beyond it the result is 0 or infinite all the same."""
+    """2^n (1 + r + r^2 P(r)). The clamp keeps n small; beyond it the result is 0 or infinite all the same."""
     x = at_most(e, at_least(e, x, -104.0), 89.0)
     n = e.b.call(e.math("rint", 1), [e.b.fmul(x, e.constant(1.4426950408889634))])
     r = e.fma(n, e.constant(-0.693145751953125), x)
     r = e.fma(n, e.constant(-1.428606765330187e-06), r)
     tail = e.b.fmul(e.b.fmul(r, r), polynomial(e, r, _EXP))
     p = e.b.fadd(e.b.fadd(tail, r), e.constant(1.0))
+    if e.isa.name == "avx512":
+        return e.scale_by_power_of_two(p, n)
     whole = e.b.fptosi(_not_nan(e, n), _ints(e))
     half = e.b.ashr(whole, _int(e, 1))
     return e.b.fmul(e.b.fmul(p, _power_of_two(e, half)), _power_of_two(e, e.b.sub(whole, half)))
