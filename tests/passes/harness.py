@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import pytest
 
 import venturi as vt
 from venturi.backends.reference.interpreter import Interpreter
@@ -71,3 +72,22 @@ def image(net: vt.Network, channels: int = 4, batch: Any = "n") -> Any:
 
 def gemm_bias_gelu(net: vt.Network) -> None:
     net.output("y", net.gelu(net.input("x", ("n", 3, 8)) @ rand(8, 5) + rand(5)))
+
+
+def case(name: str, build: Build, expect: dict[str, int], **kw: Any) -> Any:
+    """`expect`: operator → how often it is left."""
+    return pytest.param(build, expect, kw, id=name)
+
+
+def bn_args(c: int) -> list[Any]:
+    return [rand(c, seed=1) + 2, rand(c, seed=2), rand(c, seed=3), rand(c, seed=4, low=0.5, high=2)]
+
+
+def check_rewrites(build: Build, expect: dict[str, int], options: dict[str, Any]) -> None:
+    """What a `case` promises: the operators that are left, and the meaning."""
+    net = net_of(build)
+    model = optimize(net)
+    found = ops(model)
+    assert {k: found[k] for k in expect} == expect
+    if options.get("meaning", True):
+        check(net, model, rtol=2e-5)

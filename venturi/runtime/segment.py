@@ -43,6 +43,7 @@ class Segment:
     job: Any
     patches: tuple[Patch, ...]
     fresh: tuple[Fresh, ...]
+    dead: tuple[int, ...]
 
     def run(self, env: list[Any]) -> None:
         """Read slots from `env`, do all calls, put what leaves into `env`."""
@@ -58,6 +59,8 @@ class Segment:
             env[result.slot] = out
             self._set(result.words, out)
         self.job.run()
+        for slot in self.dead:
+            env[slot] = None
 
     def _set(self, words: tuple[tuple[int, int], ...], x: T) -> None:
         address = x.data_ptr()
@@ -81,14 +84,16 @@ class _Draft:
     first: int
     last: int = -1
     steps: list[tuple[int, list[int], int]] = field(default_factory=list)
-    patches: dict[int, tuple[torch.memory_format, list[tuple[int, int]]]] = field(default_factory=dict)
+    patches: dict[tuple[int, torch.memory_format], list[tuple[int, int]]] = field(default_factory=dict)
     fresh: dict[int, Fresh] = field(default_factory=dict)
+    dead: list[int] = field(default_factory=list)
 
     def close(self) -> Segment:
         from venturi.backends.cpu.native.walker import Job
 
-        patches = tuple(Patch(slot, layout, tuple(words)) for slot, (layout, words) in self.patches.items())
-        return Segment(self.first, self.last, Job(self.steps), patches, tuple(self.fresh.values()))
+        patches = tuple(Patch(slot, layout, tuple(words)) for (slot, layout), words in self.patches.items())
+        fresh = tuple(self.fresh.values())
+        return Segment(self.first, self.last, Job(self.steps), patches, fresh, tuple(self.dead))
 
 
 def arrange(executable: Executable, watch: Watch, homes: Sequence[T | None], scratch: Mapping[int, T]) -> Program:
@@ -105,9 +110,12 @@ def arrange(executable: Executable, watch: Watch, homes: Sequence[T | None], scr
                 fixed[call.outputs[0]] = view
                 continue
         routine = watch.routines.get(i)
-        if routine is not None and _takes(call, routine, fixed, homes[i], watch):
+        if routine is not None and _takes(call, routine, fixed, homes[i]):
+            if draft is not None and _turned(draft, call, routine):
+                items.append(draft.close())
+                draft = None
             draft = draft or _Draft(i)
-            _append(draft, i, call, routine, fixed, homes[i], scratch.get(i), watch)
+            _append(draft, i, call, routine, fixed, homes[i], scratch.get(i))
         else:
             if draft is not None:
                 items.append(draft.close())
@@ -121,7 +129,13 @@ def arrange(executable: Executable, watch: Watch, homes: Sequence[T | None], scr
     return Program(tuple(items), {s: x for s, x in fixed.items() if s not in constants})
 
 
-def _takes(call: Call, routine: Routine, fixed: Mapping[int, T], home: T | None, watch: Watch) -> bool:
+def _turned(draft: _Draft, call: Call, routine: Routine) -> bool:
+    """Whether the call reads a result that leaves, made in this very segment, in another order than it lies in."""
+    read = zip(call.inputs, routine.layouts)
+    return any(slot in draft.fresh and draft.fresh[slot].layout != layout for slot, layout in read)
+
+
+def _takes(call: Call, routine: Routine, fixed: Mapping[int, T], home: T | None) -> bool:
     """Whether what never moves lies as the code reads it, and the result's place is known."""
     for slot, layout in zip(call.inputs, routine.layouts):
         x = fixed.get(slot)
@@ -132,9 +146,10 @@ def _takes(call: Call, routine: Routine, fixed: Mapping[int, T], home: T | None,
 
 def _append(
     draft: _Draft, index: int, call: Call, routine: Routine, fixed: Mapping[int, T], home: T | None,
-    scratch: T | None, watch: Watch,
+    scratch: T | None,
 ) -> None:  # fmt: skip
     draft.last = index
+    draft.dead += call.dead
     made = draft.fresh
     for phase in routine.phases:
         step, words = len(draft.steps), []
@@ -158,5 +173,5 @@ def _append(
                 if slot in made:
                     made[slot] = Fresh(slot, made[slot].shape, made[slot].layout, (*made[slot].words, place))
                 elif slot not in fixed:
-                    draft.patches.setdefault(slot, (routine.layouts[word.index], []))[1].append(place)
+                    draft.patches.setdefault((slot, routine.layouts[word.index]), []).append(place)
         draft.steps.append((phase.address, words, phase.tasks))

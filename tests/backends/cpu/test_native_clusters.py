@@ -24,6 +24,11 @@ T = torch.Tensor
 NASTY = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1e-40, 1e30, -1e30])
 
 
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
 class Sketch:
     """A small graph: `add` appends nodes, `view` makes one Region of them."""
 

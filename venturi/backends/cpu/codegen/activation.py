@@ -45,8 +45,7 @@ def _where_negative(e: Emitter, x: Val, negative: Val) -> Val:
 
 
 def _elu(e: Emitter, x: Val, p: Post) -> Val:
-    grown = e.b.fsub(m.exp(e, x), e.constant(1.0))
-    return _where_negative(e, x, e.b.fmul(e.constant(p.alpha), grown))
+    return _where_negative(e, x, e.b.fmul(e.constant(p.alpha), m.expm1(e, x)))
 
 
 def _gelu(e: Emitter, x: Val, p: Post) -> Val:

@@ -76,7 +76,7 @@ def _unary(name: str) -> Emit:
 def _softplus(e: Emitter, a: list[Val], attrs: Mapping[str, Any]) -> Val:
     """log(1 + exp x) as max(x, 0) + log(1 + exp -|x|)."""
     size = m.absolute(e, a[0])
-    rest = m.log(e, e.b.fadd(e.constant(1.0), m.exp(e, e.b.fneg(size))))
+    rest = m.log1p(e, m.exp(e, e.b.fneg(size)))
     return e.b.fadd(m.at_least(e, a[0], 0.0), rest)
 
 

@@ -1,4 +1,4 @@
-"""Vector mathematics in fp32: within 2 ulp (the sigmoid 3), NaN and infinities as the C library has them.
+"""Vector mathematics in fp32: within 2 ulp (sigmoid, log1p 3; expm1 4), NaN and infinities as the C library has them.
 
 The polynomials are our own minimax fits (Lawson's weighted least squares on Chebyshev nodes) for the ranges written
 beside them. exp reduces by Cody and Waite's two-part ln 2; log splits off the exponent.
@@ -84,6 +84,26 @@ def exp(e: Emitter, x: Val) -> Val:
     whole = e.b.fptosi(_not_nan(e, n), _ints(e))
     half = e.b.ashr(whole, _int(e, 1))
     return e.b.fmul(e.b.fmul(p, _power_of_two(e, half)), _power_of_two(e, e.b.sub(whole, half)))
+
+
+def expm1(e: Emitter, x: Val) -> Val:
+    """exp(x) - 1: x + x^2 P(x) where nothing need be reduced, |x| < ln 2 / 2."""
+    small = e.fma(e.b.fmul(x, x), polynomial(e, x, _EXP), x)
+    near = e.b.fcmp_ordered("<", absolute(e, x), e.constant(0.34))
+    return e.b.select(near, small, e.b.fsub(exp(e, x), e.constant(1.0)))
+
+
+def log1p(e: Emitter, u: Val) -> Val:
+    """log(1 + u) for u >= 0: what 1 + u rounds away is put back by the factor u / ((1 + u) - 1).
+
+    Source: Kahan's, in Goldberg, "What Every Computer Scientist Should Know About Floating-Point Arithmetic" (1991).
+    """
+    one = e.constant(1.0)
+    w = e.b.fadd(u, one)
+    kept = e.b.fsub(w, one)
+    nothing = e.b.fcmp_ordered("==", kept, e.constant(0.0))
+    safe = e.b.select(nothing, one, kept)
+    return e.b.select(nothing, u, e.b.fmul(log(e, w), e.b.fdiv(u, safe)))
 
 
 def sigmoid(e: Emitter, x: Val) -> Val:

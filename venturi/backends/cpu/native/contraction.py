@@ -16,7 +16,7 @@ from venturi.backends.cpu.codegen.isa import Isa
 from venturi.backends.cpu.codegen.winograd import WinogradSpec, emit_patches, emit_products, pack_winograd
 from venturi.backends.cpu.epilogue import Epilogue
 from venturi.backends.cpu.native.jit import host_jit
-from venturi.backends.cpu.native.memory import WEIGHTS
+from venturi.backends.cpu.native.memory import packed_copy
 
 T = torch.Tensor
 TILES = {
@@ -93,7 +93,7 @@ class Direct:
         post = post_of(epilogue)
         assert isinstance(post, Post)
         self._isa, self._config, self._post, self._residual = isa, config, post, epilogue.residual
-        self._weight = WEIGHTS.copy(pack_weights(weight, config["vectors"] * isa.lanes))
+        self._weight = packed_copy(pack_weights(weight, config["vectors"] * isa.lanes))
         self._bias = None if bias is None else bias.contiguous()
 
     def routine(
@@ -130,7 +130,7 @@ class Winograd:
         plain = {"rows": rows, "vectors": vectors, "unroll": unroll, "block": 8, "depth": 0, "channels_first": False}
         self._direct = Direct(isa, weight, bias, epilogue, plain)
         self._isa, self._config, self._post, self._residual = isa, config, post, epilogue.residual
-        self._weight = WEIGHTS.copy(pack_winograd(weight, config["size"], config["vectors"] * isa.lanes))
+        self._weight = packed_copy(pack_winograd(weight, config["size"], config["vectors"] * isa.lanes))
         self._bias = None if bias is None else bias.contiguous()
         self._zeros = torch.zeros(weight.shape[1])
 

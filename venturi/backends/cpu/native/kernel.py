@@ -37,7 +37,7 @@ class NativeKernel:
             if shapes not in self._routines:
                 self._routines[shapes] = self._plan(shapes)
                 while len(self._routines) > MAX_SHAPES:
-                    self._routines.popitem(last=False)
+                    self._jobs.pop(id(self._routines.popitem(last=False)[1]), None)
             return self._routines[shapes]
 
     def run(self, *inputs: T) -> Any:

@@ -10,7 +10,7 @@ from venturi.backends.cpu.codegen.depthwise import DepthwiseSpec, emit_depthwise
 from venturi.backends.cpu.native.contraction import post_of
 from venturi.backends.cpu.native.jit import host_jit
 from venturi.backends.cpu.native.kernel import NativeKernel, Shapes
-from venturi.backends.cpu.native.memory import WEIGHTS
+from venturi.backends.cpu.native.memory import packed_copy
 from venturi.backends.cpu.tactics.native_conv import aten_conv, geometry_of, read_native_conv
 
 LARGEST_KERNEL = 49
@@ -39,7 +39,7 @@ class NativeDepthwise:
         isa, spec = found
         post = post_of(spec.epilogue)
         assert isinstance(post, Post)
-        weight = WEIGHTS.copy(pack_depthwise(spec.weight, config["vectors"] * isa.lanes))
+        weight = packed_copy(pack_depthwise(spec.weight, config["vectors"] * isa.lanes))
         bias = None if spec.bias is None else spec.bias.contiguous()
         residual = spec.epilogue.residual
 
