@@ -84,7 +84,7 @@ def _direct(
     packed = pack_weights(weight, vectors * isa.lanes)
     out = _output(want)
     other = 0 if residual is None else residual.data_ptr()
-    words = [x.data_ptr(), packed.data_ptr(), bias.data_ptr(), other, out.data_ptr(), count]
+    words = [x.data_ptr(), packed.data_ptr(), bias.data_ptr(), other, out.data_ptr(), count, 0]
     run(isa, repr(spec), emit_direct(isa, spec), words, spec.tasks(isa, count))
     return out, want
 
@@ -181,7 +181,7 @@ def test_winograd_reports_what_is_not_finite(value: float, at: Any, isa: Any) ->
 @pytest.mark.parametrize("raised", [0, 1])
 def test_guarded_kernel_obeys_its_flag(raised: int, isa: Any) -> None:
     geometry, x, weight, bias, want = _problem(SHAPES[0])
-    spec = DirectSpec(geometry, 4, 2, 4, 1, 0, False, True, Post(), guarded=True)
+    spec = DirectSpec(geometry, 4, 2, 4, 1, 0, False, True, Post())
     packed, out = pack_weights(weight, 2 * isa.lanes), torch.zeros_like(_output(want))
     flag = torch.tensor([raised])
     words = [x.data_ptr(), packed.data_ptr(), bias.data_ptr(), 0, out.data_ptr(), 2, flag.data_ptr()]

@@ -28,7 +28,7 @@ X, WEIGHT, BIAS, RESIDUAL, OUT = range(5)
 @dataclass(frozen=True)
 class DirectSpec:
     """`block` tiles make a task. `channels_first`: threads share out the channels rather than the pixels. `depth` 0
-    runs through all of a tile's products at once. `guarded`: nothing is done while the word at a given address is 0."""
+    runs through all of a tile's products at once."""
 
     geometry: ConvGeometry
     rows: int
@@ -39,7 +39,6 @@ class DirectSpec:
     channels_first: bool
     bias: bool
     post: Post
-    guarded: bool = False
 
     @property
     def tiles_a_row(self) -> int:
@@ -65,7 +64,10 @@ def pack_weights(weight: torch.Tensor, block: int) -> torch.Tensor:
 
 
 def emit_direct(isa: Isa, spec: DirectSpec) -> str:
-    """The kernel's IR. Words: x, weights, bias, residual, out, images (or pixels of the row), the guard's address."""
+    """The kernel's IR. Words: x, weights, bias, residual, out, images (or pixels of the row), the guard's address.
+
+    Nothing is done where the guard has an address and the word there is 0.
+    """
     e = Emitter(isa)
     _Direct(e, spec).tasks()
     return e.finish()
@@ -111,11 +113,12 @@ class _Direct:
             image, block = (0, place) if self.flat else e.divmod(place, self.blocks)
             self._task(image, block, channel)
 
-        end = e.end
-        if spec.guarded:
-            raised = e.b.icmp_signed("!=", e.load_word(e.pointer(6)), e.i64(0))
-            end = e.b.select(raised, e.end, e.begin)
-        e.each(e.begin, end, 1, task)
+        always = e.stack(2)
+        e.store_word(1, always)
+        given = e.b.icmp_signed("!=", e.word(6), e.i64(0))
+        guard = e.b.select(given, e.pointer(6), always)
+        raised = e.b.icmp_signed("!=", e.load_word(guard), e.i64(0))
+        e.each(e.begin, e.b.select(raised, e.end, e.begin), 1, task)
 
     def _task(self, image: Val, block: Val, channel: Val) -> None:
         e, spec, g = self.e, self.spec, self.g

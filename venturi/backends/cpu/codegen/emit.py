@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,6 +26,9 @@ class Emitter:
         self.module = ir.Module()
         self.module.triple = isa.triple
         self.vector = ir.VectorType(F32, isa.lanes)
+        self._undefined = ir.Constant(self.vector, ir.Undefined)
+        self._zeros = ir.Constant(self.vector, None)
+        self._first_lane = ir.Constant(ir.VectorType(I32, isa.lanes), None)
         self._function = ir.Function(self.module, ir.FunctionType(ir.VoidType(), [PTR, I64, I64]), name)
         self.args, self.begin, self.end = self._function.args
         self.b = ir.IRBuilder(self._function.append_basic_block())
@@ -98,13 +102,13 @@ class Emitter:
 
     # --- vectors
     def constant(self, x: float) -> Val:
+        if x == 0 and math.copysign(1.0, x) > 0:
+            return self._zeros
         return ir.Constant(self.vector, [x] * self.isa.lanes)
 
     def splat(self, scalar: Val) -> Val:
-        undefined = ir.Constant(self.vector, ir.Undefined)
-        one = self.b.insert_element(undefined, scalar, I32(0))
-        mask = ir.Constant(ir.VectorType(I32, self.isa.lanes), [0] * self.isa.lanes)
-        return self.b.shuffle_vector(one, undefined, mask)
+        one = self.b.insert_element(self._undefined, scalar, I32(0))
+        return self.b.shuffle_vector(one, self._undefined, self._first_lane)
 
     def to_float(self, x: Val) -> Val:
         return self.b.sitofp(self.i64(x), F32)

@@ -54,35 +54,24 @@ def rank_tiles(isa: Isa, channels: int, width: int | None) -> list[tuple[int, in
     return sorted(TILES[isa.name], key=lambda t: -round(useful(t), 2))
 
 
-def direct_configs(isa: Isa, weight: Sequence[int], pixels: int | None, width: int | None) -> list[dict[str, Any]]:
+def direct_configs(
+    isa: Isa, weight: Sequence[int], pixels: int | None, width: int | None, tiles: int
+) -> list[dict[str, Any]]:
     """The candidates worth timing, best guess first, for weights [out, in, kh, kw] over `pixels` output pixels in rows
     of `width`; None where these are not known.
 
-    Tiles are ranked by how much of their work is of use. Blocking over channels is offered where a block's weights
-    overflow the first cache, running through where they fit the second; the order of sharing where it may matter.
+    Few, because each costs a tenth of a second to compile: the `tiles` of which most work is of use, sharing by
+    whichever of pixels and weights is more. Blocking over channels is offered where a block's weights overflow half of
+    the second cache.
     """
     out, depth = weight[0], math.prod(weight[1:])
-
-    ranked = rank_tiles(isa, out, width)[:2]
-    heavy = None if pixels is None else out * depth / (pixels * (weight[1] + out))
-    orders = [False, True] if heavy is None or 0.5 < heavy < 2 else [heavy >= 2]
+    first = pixels is not None and out * depth > pixels * (weight[1] + out)
     found = []
-    for rows, vectors, unroll in ranked:
-        panel = depth * vectors * isa.lanes * 4
-        chunk = L1_BYTES // (vectors * isa.lanes * 4)
-        depths = [0] if panel <= L2_BYTES // 2 else [0, chunk]
-        for d in depths:
-            for first in orders:
-                found.append(
-                    {
-                        "rows": rows,
-                        "vectors": vectors,
-                        "unroll": unroll,
-                        "block": 8,
-                        "depth": d,
-                        "channels_first": first,
-                    }
-                )
+    for rows, vectors, unroll in rank_tiles(isa, out, width)[:tiles]:
+        tile = {"rows": rows, "vectors": vectors, "unroll": unroll, "block": 8, "channels_first": first}
+        found.append({**tile, "depth": 0})
+        if depth * vectors * isa.lanes * 4 > L2_BYTES // 2:
+            found.append({**tile, "depth": L1_BYTES // (vectors * isa.lanes * 4)})
     return found
 
 
@@ -110,7 +99,7 @@ class Direct:
             count = width = batch * geometry.height * geometry.width
         spec = DirectSpec(
             flat, min(c["rows"], width), c["vectors"], c["block"], c["unroll"],
-            c["depth"], bool(c["channels_first"]), self._bias is not None, self._post, guarded,
+            c["depth"], bool(c["channels_first"]), self._bias is not None, self._post,
         )  # fmt: skip
         address = host_jit(self._isa).address(repr(spec), lambda: emit_direct(self._isa, spec))
         words = (

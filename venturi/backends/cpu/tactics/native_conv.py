@@ -17,6 +17,7 @@ from venturi.ir.build import static_shape
 T = torch.Tensor
 FEWEST_CHANNELS = 16
 MOST_WEIGHTS = 300 * 300
+SMALLEST_FOR_4 = 12
 
 
 def read_native_conv(region: RegionView) -> tuple[Isa, ConvSpec] | str:
@@ -80,10 +81,10 @@ class NativeConv:
             return "grouped"
         size = static_shape(region.anchor.outputs[0])
         if size is None:
-            return list(direct_configs(isa, spec.weight.shape, None, None))
+            return list(direct_configs(isa, spec.weight.shape, None, None, tiles=1))
         pixels, width = size[0] * size[2] * size[3], size[3]
         flat = spec.weight.shape[2:] == (1, 1) and set(spec.strides) == {1} and not any(spec.pads)
-        return list(direct_configs(isa, spec.weight.shape, pixels, size[2] * width if flat else width))
+        return list(direct_configs(isa, spec.weight.shape, pixels, size[2] * width if flat else width, tiles=1))
 
     def bind(self, region: RegionView, config: Config) -> Kernel:
         found = read_native_conv(region)
@@ -117,15 +118,11 @@ class NativeWinograd:
         if min(out, channels) < FEWEST_CHANNELS:
             return f"fewer than {FEWEST_CHANNELS} channels"
         size = static_shape(region.anchor.outputs[0])
-        tiles = None if size is None else size[0] * -(-size[2] // 4) * -(-size[3] // 4)
-        configs = []
-        for m in (4, 2):
-            if m == 4 and out * channels > MOST_WEIGHTS:
-                continue
-            n = None if tiles is None else size[0] * -(-size[2] // m) * -(-size[3] // m)  # type: ignore[index]
-            rows, vectors, unroll = rank_tiles(isa, out, n)[0]
-            configs.append({"size": m, "rows": rows, "vectors": vectors, "unroll": unroll, "groups": 2})
-        return list(configs)
+        small = size is not None and min(size[2:]) < SMALLEST_FOR_4
+        m = 2 if small or out * channels > MOST_WEIGHTS else 4
+        tiles = None if size is None else size[0] * -(-size[2] // m) * -(-size[3] // m)
+        rows, vectors, unroll = rank_tiles(isa, out, tiles)[0]
+        return [{"size": m, "rows": rows, "vectors": vectors, "unroll": unroll, "groups": 2}]
 
     def bind(self, region: RegionView, config: Config) -> Kernel:
         found = read_native_conv(region)

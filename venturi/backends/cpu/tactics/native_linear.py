@@ -40,7 +40,7 @@ class NativeLinear:
         isa, spec = found
         size = static_shape(region.anchor.outputs[0])
         rows = None if size is None else math.prod(size[:-1])
-        return list(direct_configs(isa, (*spec.weight.shape, 1, 1), rows, rows))
+        return list(direct_configs(isa, (*spec.weight.shape, 1, 1), rows, rows, tiles=2))
 
     def bind(self, region: RegionView, config: Config) -> Kernel:
         found = _read(region)
