@@ -8,14 +8,7 @@ import numpy as np
 import pytest
 
 import venturi as vt
-from tests.passes.harness import (
-    Build,
-    bn_args,
-    case,
-    check_rewrites,
-    image,
-    rand,
-)
+from tests.passes.harness import Build, bn_args, case, check_rewrites, image, rand
 
 I64 = np.int64
 

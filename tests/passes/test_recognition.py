@@ -9,12 +9,7 @@ import numpy as np
 import pytest
 
 import venturi as vt
-from tests.passes.harness import (
-    Build,
-    case,
-    check_rewrites,
-    rand,
-)
+from tests.passes.harness import Build, case, check_rewrites, rand
 
 I64 = np.int64
 

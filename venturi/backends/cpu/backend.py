@@ -17,7 +17,7 @@ NATIVE_NAMES = (
 
 
 class Missing:
-    """A tactic that this installation lacks: plans may name it, nothing matches it."""
+    """A tactic that this installation lacks: plans may name it, nothing matches it and so nothing binds it."""
 
     def __init__(self, name: str, reason: str) -> None:
         self.name, self._reason = name, reason

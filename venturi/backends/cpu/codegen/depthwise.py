@@ -52,10 +52,7 @@ class _Depthwise:
         self.x, self.weight, self.bias, self.residual, self.out = (e.pointer(i) for i in range(5))
         self.width = spec.vectors * e.isa.lanes
         self.starts = tile_starts(self.g.out_width, spec.rows)
-        patterns = [
-            tuple(tuple(r for r in range(spec.rows) if self.g.valid(s, x0 + r)) for s in range(self.g.kernel[1]))
-            for x0 in self.starts
-        ]
+        patterns = [self.g.valid_rows(s, spec.rows) for s in self.starts]
         self.patterns = list(dict.fromkeys(patterns))
         self.kinds = [self.patterns.index(p) for p in patterns]
 

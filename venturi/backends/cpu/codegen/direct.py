@@ -87,18 +87,12 @@ class _Direct:
             self.blocks = e.b.udiv(e.add(self.tiles, spec.block - 1), e.i64(spec.block))
         else:
             self.starts = tile_starts(self.g.out_width, spec.rows)
-            patterns = [self._pattern(s) for s in self.starts]
+            patterns = [self.g.valid_rows(s, spec.rows) for s in self.starts]
             self.tiles = self.g.out_height * spec.tiles_a_row
             self.blocks = -(-self.tiles // spec.block)
         self.patterns = list(dict.fromkeys(patterns))
         self.kinds = [self.patterns.index(p) for p in patterns]
         self.sums = e.stack(spec.block * spec.rows * self.width) if spec.depth else None
-
-    def _pattern(self, start: int) -> tuple[tuple[int, ...], ...]:
-        """For each kernel column the rows of the tile that meet the image."""
-        return tuple(
-            tuple(r for r in range(self.spec.rows) if self.g.valid(tap, start + r)) for tap in range(self.g.kernel[1])
-        )
 
     def tasks(self) -> None:
         e, spec = self.e, self.spec

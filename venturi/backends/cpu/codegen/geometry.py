@@ -47,6 +47,11 @@ class ConvGeometry:
         """Whether column `tap` of the kernel meets the image at output column `out_x`."""
         return 0 <= self.column(tap, out_x) < self.width
 
+    def valid_rows(self, start: int, rows: int) -> tuple[tuple[int, ...], ...]:
+        """For each kernel column, which of `rows` output pixels from column `start` on meet the image there."""
+        taps = range(self.kernel[1])
+        return tuple(tuple(r for r in range(rows) if self.valid(tap, start + r)) for tap in taps)
+
     def column(self, tap: int, out_x: int) -> int:
         return out_x * self.strides[1] - self.pads[1] + tap * self.dilations[1]
 

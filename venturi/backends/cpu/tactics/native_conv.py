@@ -67,6 +67,23 @@ def aten_conv(spec: ConvSpec) -> Callable[..., T]:
     return run
 
 
+def _bind(region: RegionView, config: Config, contraction: type[Direct] | type[Winograd]) -> Kernel:
+    """The kernel that a way to convolve makes of the Region."""
+    found = read_native_conv(region)
+    assert not isinstance(found, str)
+    isa, spec = found
+    made = contraction(isa, spec.weight, spec.bias, spec.epilogue, config)
+
+    def plan(shapes: Shapes) -> Routine | None:
+        sizes = geometry_of(spec, shapes)
+        if sizes is None:
+            return None
+        geometry, batch, shape = sizes
+        return made.routine(geometry, batch, shape, [torch.channels_last] * len(shapes))
+
+    return NativeKernel(plan, aten_conv(spec)).as_kernel()
+
+
 class NativeConv:
     """Direct convolution in NHWC on packed weights, with its epilogue."""
 
@@ -87,19 +104,7 @@ class NativeConv:
         return list(direct_configs(isa, spec.weight.shape, pixels, size[2] * width if flat else width, tiles=1))
 
     def bind(self, region: RegionView, config: Config) -> Kernel:
-        found = read_native_conv(region)
-        assert not isinstance(found, str)
-        isa, spec = found
-        direct = Direct(isa, spec.weight, spec.bias, spec.epilogue, config)
-
-        def plan(shapes: Shapes) -> Routine | None:
-            sizes = geometry_of(spec, shapes)
-            if sizes is None:
-                return None
-            geometry, batch, shape = sizes
-            return direct.routine(geometry, batch, shape, [torch.channels_last] * len(shapes))
-
-        return NativeKernel(plan, aten_conv(spec)).as_kernel()
+        return _bind(region, config, Direct)
 
 
 class NativeWinograd:
@@ -125,16 +130,4 @@ class NativeWinograd:
         return [{"size": m, "rows": rows, "vectors": vectors, "unroll": unroll, "groups": 2}]
 
     def bind(self, region: RegionView, config: Config) -> Kernel:
-        found = read_native_conv(region)
-        assert not isinstance(found, str)
-        isa, spec = found
-        made = Winograd(isa, spec.weight, spec.bias, spec.epilogue, config)
-
-        def plan(shapes: Shapes) -> Routine | None:
-            sizes = geometry_of(spec, shapes)
-            if sizes is None:
-                return None
-            geometry, batch, shape = sizes
-            return made.routine(geometry, batch, shape, [torch.channels_last] * len(shapes))
-
-        return NativeKernel(plan, aten_conv(spec)).as_kernel()
+        return _bind(region, config, Winograd)
