@@ -14,7 +14,10 @@ from pathlib import Path
 import torch
 
 from venturi.kernels.attention import AttentionBatch, AttentionKind
-from venturi.kernels.triton_kernels import attention, norms, quantize, rotary, sampling
+from venturi.kernels.triton_kernels import norms, quantize, rotary, sampling
+from venturi.kernels.triton_kernels.attention_parts import TileConfig
+from venturi.kernels.triton_kernels.decode import decode
+from venturi.kernels.triton_kernels.prefill import prefill, tiles
 
 BANDWIDTH = 4.35e12
 KIND = AttentionKind(128**-0.5)
@@ -48,7 +51,7 @@ def batch_of(counts: list[int], lengths: list[int], size: int, rows: int) -> Att
     batch = AttentionBatch(
         ints(starts), ints(lengths), tables, ints(range(len(counts))), ints([]), ints([]), max(counts), max(lengths)
     )
-    sequences, offsets = attention.tiles(starts, rows)
+    sequences, offsets = tiles(starts, rows)
     batch.workspace.update(tile_seq=ints(sequences), tile_start=ints(offsets))
     return batch
 
@@ -70,9 +73,9 @@ def decode_rows(batch_size: int, context: int, dtype: torch.dtype) -> list[dict]
             or (stages == 4 and keys == 128)
         ):
             continue
-        config = attention.TileConfig(keys=keys, warps=warps, stages=stages)
+        config = TileConfig(keys=keys, warps=warps, stages=stages)
         try:
-            us = time_us(lambda i: attention.decode(q, *caches[i], batch, KIND, None, splits, config), copies)  # noqa: B023
+            us = time_us(lambda i: decode(q, *caches[i], batch, KIND, None, splits, config), copies)  # noqa: B023
         except Exception as exc:
             print("decode fails", splits, config, str(exc)[:100], flush=True)
             continue
@@ -102,10 +105,10 @@ def prefill_rows(context: int) -> list[dict]:
     for queries, keys, warps, stages in itertools.product((64, 128), (64, 128), (4, 8), (2, 3)):
         if keys == 128 and stages > 2:
             continue
-        config = attention.TileConfig(keys, queries, warps, stages)
+        config = TileConfig(keys, queries, warps, stages)
         batch = batch_of([context], [context], size, queries)
         try:
-            us = time_us(lambda i: attention.prefill(q, *caches, batch, KIND, None, config), 2)  # noqa: B023
+            us = time_us(lambda i: prefill(q, *caches, batch, KIND, None, config), 2)  # noqa: B023
         except Exception as exc:
             print("prefill fails", config, str(exc)[:100], flush=True)
             continue

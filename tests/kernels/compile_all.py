@@ -12,8 +12,10 @@ from triton.compiler import ASTSource
 from venturi.kernels.triton_kernels import (
     activations,
     argmax,
-    attention,
+    decode,
+    decode_fp8,
     norms,
+    prefill,
     quantize,
     rotary,
     sampling,
@@ -108,7 +110,7 @@ def cases(pdl: bool):
         yield (
             "decode" + name,
             case(
-                attention.decode_kernel,
+                decode.decode_kernel,
                 attention_types,
                 shared | {"SPLITS": 16, "GROUP": group, "M": group_rows},
                 num_warps=4,
@@ -118,13 +120,22 @@ def cases(pdl: bool):
         yield (
             "prefill" + name,
             case(
-                attention.prefill_kernel,
+                prefill.prefill_kernel,
                 attention_types,
                 shared | {"M": 32 if tail else 128},
                 num_warps=4 if tail else 8,
                 num_stages=2 if tail else 3,
             ),
         )
+    word_types = {k: v for k, v in attention_types.items() if k not in ("k_cache", "v_cache")}
+    constants = {
+        "heads": 32, "kv_heads": 8, "SIZE": 32, "WINDOW": 0, "SOFTCAP": False, "SINKS": False, "SPLITS": 4,
+        "GROUP": 4, "M": 16, "N": 64, "DIM": 128, "ASM": True, "PDL": pdl,
+    }  # fmt: skip
+    yield (
+        "decode fp8",
+        case(decode_fp8.decode_fp8_kernel, word_types | {"k_words": "*i32", "v_words": "*i32"}, constants),
+    )
     yield (
         "sample",
         case(

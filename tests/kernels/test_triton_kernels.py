@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import tests.backends.cuda.interpreted  # noqa: F401  (before triton)
+import tests.kernels.widen_kernel as interpreted
 from venturi.kernels import attention as attention_reference
 from venturi.kernels import rotary as rotary_reference
 from venturi.kernels.activations import gated as gated_reference
@@ -13,7 +14,10 @@ from venturi.kernels.attention import AttentionBatch, AttentionKind
 from venturi.kernels.norms import rms_norm as rms_norm_reference
 from venturi.kernels.quantize import quantize_rows
 from venturi.kernels.sampling import sample as sample_reference
-from venturi.kernels.triton_kernels import activations, argmax, attention, norms, quantize, rotary, sampling
+from venturi.kernels.triton_kernels import activations, argmax, norms, quantize, rotary, sampling
+from venturi.kernels.triton_kernels.attention_parts import TileConfig
+from venturi.kernels.triton_kernels.decode import decode
+from venturi.kernels.triton_kernels.prefill import prefill, tiles
 from venturi.kernels.triton_kernels.small_linear import SmallLinearConfig, small_linear
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
@@ -75,7 +79,7 @@ def make_batch(counts: list[int], lengths: list[int], size: int, blocks: int) ->
         torch.tensor(starts, dtype=torch.int32), torch.tensor(lengths, dtype=torch.int32), tables, torch.arange(len(counts)).flip(0).int(), torch.zeros(0), torch.zeros(0),
         max(counts), max(lengths), host=(starts, lengths),
     )  # fmt: skip
-    sequences, offsets = attention.tiles(starts, 16)
+    sequences, offsets = tiles(starts, 16)
     batch.workspace.update(tile_seq=torch.tensor(sequences), tile_start=torch.tensor(offsets))
     return batch
 
@@ -93,31 +97,47 @@ def test_paged_attention(kind: AttentionKind, sinks: bool, heads: int, kv_heads:
     k_cache = torch.randn(90, size, kv_heads, k_dim)
     v_cache = k_cache[..., :v_dim] if v_dim < k_dim else torch.randn(90, size, kv_heads, v_dim)
     sink = torch.randn(heads) if sinks else None
-    decode = make_batch([1, 1, 1], lengths, size, 90)
+    singles = make_batch([1, 1, 1], lengths, size, 90)
     q = torch.randn(3, heads, k_dim)
-    theirs = attention_reference.paged_attention(q, k_cache, v_cache, decode, kind, sink)
+    theirs = attention_reference.paged_attention(q, k_cache, v_cache, singles, kind, sink)
     for splits in (1, 4):
         close(
-            attention.decode(q, k_cache, v_cache, decode, kind, sink, splits, attention.TileConfig()),
+            decode(q, k_cache, v_cache, singles, kind, sink, splits, TileConfig()),
             theirs,
             torch.float32,
         )
-        assert not decode.workspace.get("tickets", torch.zeros(1)).any()
+        assert not singles.workspace.get("tickets", torch.zeros(1)).any()
     mixed = make_batch([1, 37, 20], lengths, size, 90)
     q = torch.randn(58, heads, k_dim)
     theirs = attention_reference.paged_attention(q, k_cache, v_cache, mixed, kind, sink)
-    close(
-        attention.prefill(q, k_cache, v_cache, mixed, kind, sink, attention.TileConfig(32, 16)), theirs, torch.float32
-    )
+    close(prefill(q, k_cache, v_cache, mixed, kind, sink, TileConfig(32, 16)), theirs, torch.float32)
 
 
-def test_paged_attention_over_an_fp8_cache() -> None:
-    k_cache, v_cache = (torch.randn(30, 8, 2, 32).to(torch.float8_e4m3fn) for _ in range(2))
-    batch = make_batch([1, 1], [60, 100], 8, 30)
-    q = torch.randn(2, 4, 32, dtype=torch.bfloat16)
-    theirs = attention_reference.paged_attention(q.float(), k_cache, v_cache, batch, KINDS[0])
-    ours = attention.decode(q, k_cache, v_cache, batch, KINDS[0], None, 1, attention.TileConfig())
-    close(ours, theirs, torch.bfloat16)
+@pytest.mark.parametrize("kind", KINDS, ids=["plain", "window", "softcap"])
+@pytest.mark.parametrize(
+    ("size", "width", "group", "sinks"), [(8, 32, 2, False), (8, 64, 5, True), (32, 128, 2, True), (256, 64, 4, False)]
+)
+def test_paged_attention_over_an_fp8_cache(kind: AttentionKind, size: int, width: int, group: int, sinks: bool) -> None:
+    lengths, tokens = [60, 100, 1], 256 * 10
+    k_cache, v_cache = (torch.randn(tokens // size, size, 2, width).to(torch.float8_e4m3fn) for _ in range(2))
+    batch = make_batch([1, 1, 1], lengths, size, tokens // size)
+    q = torch.randn(3, 2 * group, width, dtype=torch.bfloat16)
+    sink = torch.randn(2 * group) if sinks else None
+    theirs = attention_reference.paged_attention(q.float(), k_cache, v_cache, batch, kind, sink)
+    for splits, keys in ((1, 64), (4, 16)):
+        ours = decode(q, k_cache, v_cache, batch, kind, sink, splits, TileConfig(keys))
+        close(ours, theirs, torch.bfloat16)
+
+
+def test_every_fp8_code_widens_exactly() -> None:
+    codes = torch.arange(256, dtype=torch.uint8)
+    columns = (codes, codes.flip(0), codes.roll(3), codes.roll(5))
+    words = torch.stack(columns, 1).contiguous().view(torch.int32)
+    out = torch.empty(4, 256, dtype=torch.float16)
+    interpreted.widen_all[(1,)](words, out)
+    for ours, column in zip(out, columns):
+        wanted = column.view(torch.float8_e4m3fn).half()
+        torch.testing.assert_close(ours, wanted, rtol=0, atol=0, equal_nan=True)
 
 
 def test_argmax() -> None:

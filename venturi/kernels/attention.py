@@ -10,6 +10,23 @@ from torch.nn import functional as F
 
 
 @dataclass
+class LongChunks:
+    """Prefill sequences with so many new tokens that gathering their keys first pays.
+
+    starts: [2, sequences + 1] int64, first token in the step and first row among the gathered keys. lengths:
+    [2, sequences] int32, new tokens and keys. blocks: [n] int32, every sequence's blocks one after another.
+    max_queries, max_keys: no length is above. offsets: starts in elements, by strides; filled where they are used.
+    """
+
+    starts: Tensor
+    lengths: Tensor
+    blocks: Tensor
+    max_queries: int
+    max_keys: int
+    offsets: dict[tuple[int, ...], tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
+
+
+@dataclass
 class AttentionBatch:
     """The tokens of a step, sequence after sequence.
 
@@ -18,7 +35,8 @@ class AttentionBatch:
     sequence. positions, slots: [tokens] int64, place of a
     token in its text and in the flattened cache. max_query, max_keys: largest counts. num_decodes: leading sequences of
     one token each. `host` has
-    query_starts and seq_lens as lists (CPU only). `workspace` holds buffers of the decode kernels.
+    query_starts and seq_lens as lists (CPU only). `workspace` holds buffers of the decode kernels. `long_chunks` (CUDA
+    only) are not in the tiles of the prefill kernel.
     """
 
     query_starts: Tensor
@@ -32,6 +50,7 @@ class AttentionBatch:
     num_decodes: int = 0
     host: tuple[list[int], list[int]] = ([], [])
     workspace: dict[str, Tensor] = field(default_factory=dict)
+    long_chunks: list[LongChunks] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from venturi.kernels.attention import AttentionBatch
-from venturi.kernels.triton_kernels.attention import prefill_config, tiles
+from venturi.kernels.triton_kernels.prefill import prefill_config, tiles
+from venturi.llm import long_chunks
 from venturi.llm.config import CudaGraphConfig
 from venturi.llm.decode_graphs import DecodeGraphs
 from venturi.llm.kv.pool import KvPool
@@ -65,6 +66,7 @@ class CudaRunner:
         self._lazy = graphs.lazy
         self._stream = torch.cuda.Stream(self.device)
         self._tile = prefill_config(max(layer.attention.cache_k_dim for layer in model.spec.layers)).queries
+        self.long_refusal = long_chunks.refusal(model.spec, model.embed_tokens.weight.dtype, self.device)
         self._graphs = DecodeGraphs(model, pool, self.tables, self.last_tokens, graphs, max_slots, max_seq_len)
 
     def describe_graphs(self) -> str:
@@ -111,16 +113,20 @@ class CudaRunner:
 
     def _compute(self, inputs: StepInputs, plan: StepPlan, answer: StepResult) -> Tensor:
         """The modules, kernel by kernel. Returns the logits of the samples' rows."""
-        tile_seq, tile_start = tiles(inputs.query_starts.tolist(), self._tile, inputs.num_decodes)
+        groups = long_chunks.group(inputs) if self.long_refusal is None else []
+        without = {i for group in groups for i in group}
+        tile_seq, tile_start = tiles(inputs.query_starts.tolist(), self._tile, inputs.num_decodes, without)
         fields = self._staging.upload(
             inputs.tokens, inputs.owners, inputs.positions, inputs.slots, inputs.query_starts, inputs.seq_lens,
-            inputs.sequence_slots, np.array(tile_seq), np.array(tile_start), inputs.sample_rows,
+            inputs.sequence_slots, np.array(tile_seq, dtype=np.int64),
+            np.array(tile_start, dtype=np.int64), inputs.sample_rows,
         )  # fmt: skip
         tokens, owners, positions, slots, starts, lengths, rows, sequences, offsets, picked = fields
         known = torch.where(tokens < 0, self.last_tokens[owners], tokens)
         batch = AttentionBatch(
             starts.int(), lengths.int(), self.tables, rows.int(), positions, slots, inputs.max_query,
             int(inputs.seq_lens.max()), num_decodes=inputs.num_decodes,
+            long_chunks=[long_chunks.upload(inputs, g, self.pool.block_tokens, self._staging) for g in groups],
         )  # fmt: skip
         batch.workspace.update(tile_seq=sequences.int(), tile_start=offsets.int())
         hidden = self.model(known, batch, self.pool.layers)

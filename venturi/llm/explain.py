@@ -6,6 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from venturi.llm.layers.linear import Linear
+from venturi.llm.long_chunks import MIN_QUERIES
 from venturi.llm.models.spec import MoeSpec
 
 if TYPE_CHECKING:
@@ -15,7 +16,11 @@ if TYPE_CHECKING:
 def explain(llm: LLM) -> str:
     spec, config = llm.loaded.model.spec, llm.loaded.config
     cuda = llm.device.type == "cuda"
-    attention = "Triton split-KV (decode), Triton tiles (prefill)" if cuda else "torch over gathered blocks"
+    attention = "torch over gathered blocks"
+    if cuda:
+        refused = getattr(llm.runner, "long_refusal", None)
+        long = f"long chunks too: {refused}" if refused else f"cuDNN from {MIN_QUERIES} new tokens on"
+        attention = f"Triton split-KV (decode), Triton tiles (prefill; {long})"
     methods = Counter(m.method.name for m in llm.loaded.model.modules() if isinstance(m, Linear))
     windows = Counter(layer.attention.window for layer in spec.layers)
     experts = sum(isinstance(layer.mlp, MoeSpec) for layer in spec.layers)

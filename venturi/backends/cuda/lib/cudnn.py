@@ -5,8 +5,6 @@ Needs the package nvidia-cudnn-frontend and the libcudnn that torch brings.
 
 from __future__ import annotations
 
-import functools
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,34 +12,10 @@ from typing import Any
 import torch
 
 from venturi.core.errors import TuningError
+from venturi.kernels.cudnn import frontend, handle
 
 T = torch.Tensor
 _X, _W, _Y, _FIRST = 1, 2, 3, 4
-
-
-@functools.cache
-def frontend() -> Any:
-    """The module, or None when it is not installed or does not load."""
-    try:
-        import cudnn
-    except (ImportError, OSError):
-        return None
-    return cudnn
-
-
-class _Handle(threading.local):
-    value: Any = None
-
-
-_handle = _Handle()
-
-
-def handle() -> Any:
-    """This thread's cuDNN handle, set to torch's current stream."""
-    if _handle.value is None:
-        _handle.value = frontend().create_handle()
-    frontend().set_stream(handle=_handle.value, stream=torch.cuda.current_stream().cuda_stream)
-    return _handle.value
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ import torch
 from venturi.backends.base import Config, Kernel, RegionView
 from venturi.backends.cuda.device import KernelDevice
 from venturi.backends.cuda.kernel import KernelSource
-from venturi.backends.cuda.lib import cudnn
 from venturi.backends.cuda.lib.cudnn import ConvPlan, ConvProblem
 from venturi.backends.cuda.tactics.conv import NHWC, ConvFrame, Convolution, nhwc, pack_sources, read_convolution
 from venturi.backends.cuda.tactics.reference import DeviceReference
 from venturi.ir.build import static_shape
+from venturi.kernels.cudnn import frontend
 from venturi.ops.tensors import STORAGE
 
 T = torch.Tensor
@@ -30,7 +30,7 @@ class CudnnConv:
         self._device = device
 
     def match(self, region: RegionView) -> list[Config] | str:
-        if cudnn.frontend() is None:
+        if frontend() is None:
             return "nvidia-cudnn-frontend is not installed"
         problem = self._problem(region)
         return problem if isinstance(problem, str) else [{"plan": i} for i in range(MAX_PLANS)]
