@@ -51,6 +51,8 @@ class Slow:
         self.batches = []
         self.closed = False
 
+    runs_inline = True
+
     def execute(self, requests):
         assert self.gate.wait(20)
         self.batches.append(requests)
@@ -388,6 +390,8 @@ class Clock:
 
     def thread_time_ns(self):
         return self.now
+
+    runs_inline = True
 
     def execute(self, requests):
         self.now += self.run_us * 1000

@@ -19,7 +19,9 @@ from venturi.serve.core import Core
 from venturi.serve.errors import unavailable
 from venturi.serve.grpc.service import make_server
 from venturi.serve.http.app import HttpApp, MetricsApp
+from venturi.serve.models.base import ModelKind
 from venturi.serve.models.engine import EngineKind
+from venturi.serve.models.python import PythonKind
 from venturi.serve.repository import Mode, Repository
 
 
@@ -77,10 +79,12 @@ class _Listener(uvicorn.Server):  # type: ignore[misc]
 
 async def start(config: ServeConfig) -> Running:
     """Binds, listens, loads. Raises ServeError or DeviceError when a port is taken or a model cannot be served."""
+    kinds: dict[str, ModelKind] = {"venturi": EngineKind()}
     repository = Repository(
-        config.repositories, {"venturi": EngineKind()}, config.mode,
+        config.repositories, kinds, config.mode,
         complete=config.complete_config, default_max_batch=config.default_max_batch,
     )  # fmt: skip
+    kinds["python"] = PythonKind(repository.submit)
     core = Core(repository, config.name, allow_shared_memory=config.allow_shared_memory)
     running = Running(core)
     await _listen_http(running, "http", config.host, config.http_port, HttpApp(core, config.max_input_bytes))

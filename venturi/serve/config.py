@@ -19,7 +19,7 @@ ModelConfig = Any  # pb.ModelConfig: generated without types
 # Platform and backend names that clients of other servers write, and the kind of model that takes them here.
 BACKENDS = {
     "venturi": "venturi", "tensorrt": "venturi", "tensorrt_plan": "venturi", "onnxruntime": "venturi",
-    "onnxruntime_onnx": "venturi", "onnx": "venturi",
+    "onnxruntime_onnx": "venturi", "onnx": "venturi", "python": "python",
 }  # fmt: skip
 DEFAULT_QUEUE_DELAY_US = 0
 

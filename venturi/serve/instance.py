@@ -9,12 +9,12 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from venturi.serve.models.base import LoadedModel
-from venturi.serve.request import InferRequest, InferResponse
+from venturi.serve.models.base import Answer, LoadedModel
+from venturi.serve.request import InferRequest
 
-Outcome = list[InferResponse] | BaseException
+Outcome = Sequence[Answer] | BaseException
 Report = Callable[["Instance", list[InferRequest], object], None]
 _FAST_US = 150.0  # of the thread's own time: waiting for the interpreter or a core does not count
 _FAST_WALL_US = 500.0
@@ -68,7 +68,7 @@ class Instance:
         self._best_us, self._best_wall_us = min(self._best_us, own_us), min(self._best_wall_us, wall_us)
         self._left -= 1
         if not self._left:
-            self.is_fast = self._best_us < _FAST_US and self._best_wall_us < _FAST_WALL_US
+            self.is_fast = self._model.runs_inline and self._best_us < _FAST_US and self._best_wall_us < _FAST_WALL_US
             self._best_us = self._best_wall_us = float("inf")
             self._left = _WINDOW
 

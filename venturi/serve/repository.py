@@ -16,6 +16,8 @@ from venturi.serve.config import ModelConfig
 from venturi.serve.errors import ServeError, as_serve_error, not_found, unavailable
 from venturi.serve.folders import Source, chosen_versions, find_sources, read_labels, resolved_config
 from venturi.serve.models.base import LoadedModel, ModelKind
+from venturi.serve.request import InferRequest
+from venturi.serve.schedulers.driver import Done
 from venturi.serve.served import ServedVersion
 
 
@@ -82,6 +84,10 @@ class Repository:
         served = model.versions[max(ready)].served
         assert served is not None, "ready versions are served"
         return served
+
+    def submit(self, request: InferRequest, done: Done) -> None:
+        """To the model that the request names; as `ServedVersion.submit`."""
+        self.find(request.model, request.version).submit(request, done)
 
     def ready_versions(self, name: str) -> list[int]:
         model = self._models.get(name)

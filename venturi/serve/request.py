@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from venturi.serve.errors import ServeError
 from venturi.serve.tensors import Array
 
 Parameter = str | int | float | bool
@@ -57,7 +58,11 @@ class Times:
 
 @dataclass(slots=True, eq=False)
 class InferRequest:
-    """`rows` is the size along the batch axis (1 where there is none); `timeout_us` 0 means none."""
+    """`rows` is the size along the batch axis (1 where there is none); `timeout_us` 0 means none.
+
+    `emit` takes the responses of a decoupled model before the last, on any thread; None: the client wants exactly one.
+    `finish` is set by the scheduler, for models that answer after `execute` has returned. `is_cancelled`: nobody waits.
+    """
 
     model: str
     version: str
@@ -72,6 +77,9 @@ class InferRequest:
     sequence_end: bool = False
     rows: int = 1
     times: Times = field(default_factory=Times)
+    emit: Callable[[InferResponse], None] | None = None
+    finish: Callable[[InferResponse | ServeError], None] | None = None
+    is_cancelled: bool = False
 
     @property
     def label(self) -> str:
@@ -81,7 +89,7 @@ class InferRequest:
 
 @dataclass(slots=True)
 class InferResponse:
-    """`outputs` in the model's order."""
+    """`outputs` in the model's order; none in the last response of a decoupled model that had said everything."""
 
     outputs: Mapping[str, Tensor]
     parameters: Mapping[str, Any] = field(default_factory=dict)

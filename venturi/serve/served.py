@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from tritonclient.grpc import model_config_pb2 as pb
 
 from venturi.serve.config import ModelConfig
-from venturi.serve.errors import ServeError
+from venturi.serve.errors import ServeError, unsupported
 from venturi.serve.instance import Instance
 from venturi.serve.models.base import LoadedModel
 from venturi.serve.request import InferRequest, InferResponse
@@ -53,6 +54,10 @@ class ServedVersion:
         """`done` gets the answer, on any thread. Raises ServeError for what does not fit, or when the queue is full."""
         request.times.start = request.times.start or time.perf_counter_ns()
         check_request(self.signature, request)
+        if self.signature.decoupled and request.emit is None:
+            raise unsupported(
+                f"model '{self.name}' is decoupled: it answers over gRPC streams and generate_stream only"
+            )
         self.driver.submit(request, done)
 
     def infer(self, request: InferRequest) -> asyncio.Future[InferResponse]:
@@ -71,6 +76,32 @@ class ServedVersion:
         if not answer.done():
             answer.add_done_callback(lambda a: self.driver.cancel(request) if a.cancelled() else None)
         return answer
+
+    async def stream(self, request: InferRequest) -> AsyncIterator[tuple[InferResponse, bool]]:
+        """Responses as they come, with whether each is the last. Ending early cancels the request.
+
+        The last one of a decoupled model may have no outputs. Raises ServeError.
+        """
+        loop = asyncio.get_running_loop()
+        arrived: asyncio.Queue[tuple[Result, bool]] = asyncio.Queue()
+
+        def put(result: Result, final: bool) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(arrived.put_nowait, (result, final))
+
+        request.emit = lambda response: put(response, False)
+        self.submit(request, lambda result: put(result, True))
+        final = False
+        try:
+            while not final:
+                result, final = await arrived.get()
+                if isinstance(result, ServeError):
+                    final = True
+                    raise result
+                yield result, final
+        finally:
+            if not final:
+                self.driver.cancel(request)
 
     async def retire(self) -> None:
         """Answer everything accepted, then give the model back."""

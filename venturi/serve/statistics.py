@@ -63,12 +63,8 @@ class ModelStatistics:
     failures: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
     latency: Histogram = field(default_factory=Histogram)
 
-    def record_batch(self, requests: Sequence[InferRequest], failed: bool) -> None:
-        """A batch came back from an instance; its requests carry their times."""
-        if failed:
-            for request in requests:
-                self.record_failure(request, "BACKEND")
-            return
+    def record_batch(self, requests: Sequence[InferRequest]) -> None:
+        """A batch was computed; its requests carry their times."""
         rows, count = sum(r.rows for r in requests), len(requests)
         times = requests[0].times
         spent = (times.input_done - times.compute, times.output - times.input_done, times.end - times.output)

@@ -30,6 +30,7 @@ class Signature:
     inputs: dict[str, Port]
     outputs: dict[str, Port]
     required: int
+    decoupled: bool = False
 
     def wire_shape(self, port: Port) -> list[int]:
         return [-1, *port.dims] if self.max_batch else list(port.dims)
@@ -41,7 +42,8 @@ def signature_of(config: ModelConfig, labels: dict[str, tuple[str, ...]]) -> Sig
         t.name: Port(t.name, datatype(t.data_type), tuple(t.dims), False, labels.get(t.name, ())) for t in config.output
     }
     return Signature(
-        config.name, config.max_batch_size, inputs, outputs, sum(not p.optional for p in inputs.values())
+        config.name, config.max_batch_size, inputs, outputs, sum(not p.optional for p in inputs.values()),
+        config.model_transaction_policy.decoupled,
     )  # fmt: skip
 
 

@@ -17,7 +17,8 @@ from tritonclient.grpc import service_pb2 as pb
 from venturi.core.log import logger
 from venturi.serve.core import Core
 from venturi.serve.errors import ServeError, invalid, unsupported
-from venturi.serve.grpc.codec import decode_infer, encode_infer
+from venturi.serve.grpc.codec import EMPTY_FINAL, decode_infer, encode_infer
+from venturi.serve.grpc.streams import AnswerStream
 
 Context = Any
 _MAX_MESSAGE = (1 << 31) - 1
@@ -130,36 +131,43 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
         return await self._infer(message)
 
     async def ModelStreamInfer(self, messages: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
-        """Requests run at once, answers come in the order of the requests; an error does not end the stream."""
-        pending: asyncio.Queue[asyncio.Task[Any] | None] = asyncio.Queue(maxsize=1024)
+        """Requests run at once. Answers come in the order of the requests, those of decoupled models as they come; an
+        error does not end the stream, unless the client's metadata has triton_grpc_error."""
+        strict = any(k == "triton_grpc_error" and v == "true" for k, v in context.invocation_metadata() or ())
+        stream = AnswerStream(self._answer, self._is_decoupled)
+        async with stream.reading(messages):
+            async for answer in stream:
+                if isinstance(answer, ServeError):
+                    if strict:
+                        await context.abort(getattr(grpc.StatusCode, answer.status.grpc), answer.message)
+                    failed = pb.ModelInferResponse(id=answer.where)
+                    yield pb.ModelStreamInferResponse(error_message=answer.message, infer_response=failed)
+                else:
+                    yield pb.ModelStreamInferResponse(infer_response=answer)
 
-        async def read() -> None:
-            try:
-                async for message in messages:
-                    await pending.put(asyncio.ensure_future(self._stream_answer(message)))
-            finally:
-                await pending.put(None)
-
-        reader = asyncio.ensure_future(read())
+    def _is_decoupled(self, message: Any) -> bool:
         try:
-            while (task := await pending.get()) is not None:
-                yield await task
-        finally:
-            reader.cancel()
-            while not pending.empty():
-                left = pending.get_nowait()
-                if left is not None:
-                    left.cancel()
+            return self._core.find(message.model_name, message.model_version).signature.decoupled
+        except ServeError:
+            return False
 
-    async def _stream_answer(self, message: Any) -> Any:
-        try:
+    async def _answer(self, message: Any) -> AsyncIterator[Any]:
+        """The responses to one message of a stream."""
+        if not self._is_decoupled(message):
             response = await self._infer(message)
-        except ServeError as exc:
-            return pb.ModelStreamInferResponse(
-                error_message=exc.message, infer_response=pb.ModelInferResponse(id=message.id)
-            )
-        response.parameters["triton_final_response"].bool_param = True
-        return pb.ModelStreamInferResponse(infer_response=response)
+            response.parameters["triton_final_response"].bool_param = True
+            yield response
+            return
+        started = time.perf_counter_ns()
+        served = self._core.find(message.model_name, message.model_version)
+        request = decode_infer(message, self._core.regions)
+        request.times.start = started
+        wants_end = message.parameters[EMPTY_FINAL].bool_param if EMPTY_FINAL in message.parameters else False
+        async for part, final in served.stream(request):
+            if part.outputs or not final or wants_end:
+                response = encode_infer(part, request, served.signature, served.version, self._core.regions)
+                response.parameters["triton_final_response"].bool_param = final
+                yield response
 
     async def _infer(self, message: Any) -> Any:
         started = time.perf_counter_ns()

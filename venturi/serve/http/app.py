@@ -6,24 +6,26 @@ import asyncio
 import gzip
 import time
 import zlib
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from typing import Any, TypeVar
 
 import orjson
 
 from venturi.core.log import logger
 from venturi.serve.core import Core
 from venturi.serve.errors import ServeError, invalid
-from venturi.serve.http.codec import HEADER_LENGTH, decode_infer, decompress, encode_infer
+from venturi.serve.http.codec import HEADER_LENGTH, decode_infer, decompress, encode_infer, parse_json
+from venturi.serve.http.generate import decode_generate, events, generate
 from venturi.serve.http.routes import MethodNotAllowed, find_route
 from venturi.serve.metrics import CONTENT_TYPE, render
-from venturi.serve.request import InferResponse
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Headers = Mapping[bytes, bytes]
 _JSON = (b"content-type", b"application/json")
+_EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
+Answer = TypeVar("Answer")
 _WATCH_AFTER_S = 0.01
 
 
@@ -70,6 +72,11 @@ class HttpApp:
                 find_route("POST", parts)
             await self._infer(parts[2], parts[4] if len(parts) == 6 else "", headers, body, started, receive, send)
             return
+        if parts[-1] in ("generate", "generate_stream") and parts[:2] == ("v2", "models") and len(parts) in (4, 6):
+            if scope["method"] != "POST":
+                raise MethodNotAllowed
+            await self._generate(parts, body, started, receive, send)
+            return
         handle, names = find_route(scope["method"], parts)
         reply = await handle(self._core, names, body)
         await _send_json(send, reply.status, reply.body)
@@ -91,6 +98,23 @@ class HttpApp:
         encoding = headers.get(b"content-encoding", b"")
         return decompress(body, encoding, self._max_input_bytes) if encoding else body
 
+    async def _generate(
+        self, parts: tuple[str, ...], body: bytes, started: int, receive: Receive, send: Send
+    ) -> None:  # fmt: skip
+        version = parts[4] if len(parts) == 6 else ""
+        served = self._core.find(parts[2], version)
+        request = decode_generate(parse_json(body, self._max_input_bytes), served, version)
+        request.times.start = started
+        if parts[-1] == "generate":
+            await _send_json(send, 200, await _answered(asyncio.ensure_future(generate(served, request)), receive))
+            return
+        stream = events(served, request)
+        first = await _answered(asyncio.ensure_future(anext(stream, b"")), receive)
+        await send({"type": "http.response.start", "status": 200, "headers": [_EVENTS]})
+        await send({"type": "http.response.body", "body": first, "more_body": True})
+        sending = asyncio.ensure_future(_send_events(stream, send))
+        await _answered(sending, receive)
+
     async def _infer(
         self, name: str, version: str, headers: Headers, body: bytes, started: int, receive: Receive, send: Send
     ) -> None:  # fmt: skip
@@ -105,7 +129,13 @@ class HttpApp:
         await _send_infer(send, *encoded, headers.get(b"accept-encoding", b""))
 
 
-async def _answered(answer: asyncio.Future[InferResponse], receive: Receive) -> InferResponse:
+async def _send_events(stream: AsyncIterator[bytes], send: Send) -> None:
+    async for event in stream:
+        await send({"type": "http.response.body", "body": event, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _answered(answer: asyncio.Future[Answer], receive: Receive) -> Answer:
     """The answer; when it takes long, a client that goes away cancels the request."""
     if answer.done():
         return answer.result()

@@ -82,7 +82,7 @@ def decode_infer(
         header, rest = parse_json(view[:length], limit), view[length:]
     request = InferRequest(name, version, {}, id=_string(header, "id"))
     try:
-        binary = _read_parameters(header.get("parameters"), request)
+        binary = read_parameters(header.get("parameters"), request)
         at = 0
         for item in _objects(header, "inputs"):
             tensor, used = _input(item, rest[at:], regions)
@@ -232,7 +232,7 @@ def _output(item: dict[str, Any]) -> RequestedOutput:
     return RequestedOutput(name, binary, classes, place)
 
 
-def _read_parameters(given: object, request: InferRequest) -> bool:
+def read_parameters(given: object, request: InferRequest) -> bool:
     """Fills the request's own fields; returns binary_data_output."""
     if given is None:
         return False

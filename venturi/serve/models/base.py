@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 from venturi.serve.config import ModelConfig
+from venturi.serve.errors import ServeError
 from venturi.serve.request import InferRequest, InferResponse
+
+Answer = InferResponse | ServeError | None
 
 
 class LoadedModel(Protocol):
-    """One version of a model, ready to run; used by one thread per instance at once."""
+    """One version of a model, ready to run; used by one thread per instance at once.
 
-    def execute(self, requests: list[InferRequest]) -> list[InferResponse]:
-        """Runs the requests as one batch and fills in their times; an exception fails all of them."""
+    `runs_inline`: a fast model may be run by the thread that has the request, even the event loop's.
+    """
+
+    runs_inline: bool
+
+    def execute(self, requests: list[InferRequest]) -> Sequence[Answer]:
+        """Runs the requests as one batch and fills in their times; an exception fails all of them.
+
+        None for a request that is answered later, through its `finish`.
+        """
 
     def close(self) -> None:
         """Gives memory back; nothing is executed after it."""

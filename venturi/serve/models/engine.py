@@ -80,6 +80,8 @@ def _describe(target: Any, spec: vt.TensorSpec, batched: bool) -> None:
 class EngineModel:
     """Joins the rows of a batch, runs the engine once, gives every request its rows."""
 
+    runs_inline = True
+
     def __init__(self, engine: vt.Engine, config: ModelConfig) -> None:
         self._engine = engine
         self._batches = config.max_batch_size > 0

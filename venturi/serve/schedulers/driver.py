@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from venturi.serve.errors import ServeError, Status, as_serve_error, unavailable
 from venturi.serve.instance import Instance
@@ -66,6 +67,7 @@ class Driver:
                 self._statistics.record_failure(request, "REJECTED")
                 raise
             self._answers[request] = done
+            request.finish = partial(self._finish_late, request)
             self._statistics.pending += 1
             if self._order is not None:
                 self._order.append(request)
@@ -74,6 +76,7 @@ class Driver:
     def cancel(self, request: InferRequest) -> None:
         """A request that still waits is answered CANCELLED and never runs; one that runs is left alone."""
         with self._lock:
+            request.is_cancelled = True
             if request in self._answers and self._policy.cancel(request):
                 error = ServeError(Status.CANCELLED, request.label + "request cancelled")
                 self._fail_waiting(request, "CANCELED", error)
@@ -128,16 +131,35 @@ class Driver:
     def _finish(self, instance: Instance, requests: list[InferRequest], result: object) -> None:
         with self._lock:
             self._idle.append(instance)
-            failed = not isinstance(result, list)
-            self._statistics.record_batch(requests, failed)
-            if isinstance(result, list):
-                for request, response in zip(requests, result, strict=True):
-                    self._answer(request, response)
-                return
-            assert isinstance(result, BaseException)
-            error = as_serve_error(result)
-            for request in requests:
-                self._answer(request, ServeError(error.status, request.label + error.message, where=error.where))
+            if isinstance(result, BaseException):
+                result = [as_serve_error(result)] * len(requests)
+            assert isinstance(result, Sequence)
+            open_ = [(q, answer) for q, answer in zip(requests, result, strict=True) if self._waits(q)]
+            fine = [q for q, answer in open_ if isinstance(answer, InferResponse)]
+            if fine:
+                self._statistics.record_batch(fine)
+            for request, answer in open_:
+                if answer is not None:
+                    self._conclude(request, answer)
+
+    def _waits(self, request: InferRequest) -> bool:
+        """Not answered yet, nor answered and held back for the order."""
+        return request in self._answers and request not in self._held
+
+    def _finish_late(self, request: InferRequest, answer: Result) -> None:
+        """A model answers after its `execute` returned; on any thread. A second answer is not heard."""
+        with self._lock:
+            if self._waits(request):
+                request.times.end = time.perf_counter_ns()
+                if isinstance(answer, InferResponse):
+                    self._statistics.record_batch([request])
+                self._conclude(request, answer)
+
+    def _conclude(self, request: InferRequest, answer: Result) -> None:
+        if isinstance(answer, ServeError):
+            self._statistics.record_failure(request, "BACKEND")
+            answer = ServeError(answer.status, request.label + answer.message, where=answer.where)
+        self._answer(request, answer)
 
     def _fail_waiting(self, request: InferRequest, reason: str, error: ServeError) -> None:
         self._statistics.pending -= 1
