@@ -50,7 +50,6 @@ def test_numbers_are_numbers_and_maps_have_string_keys():
         ("max_batch_size: 4 dynamic_batching { default_priority_level: 1 }", "priority_levels"),
         ("max_batch_size: 4 dynamic_batching { priority_levels: 2 default_priority_level: 1 preserve_ordering: true }", "preserve_ordering"),
         ("max_batch_size: 4 dynamic_batching { preserve_ordering: true default_queue_policy { timeout_action: DELAY } }", "DELAY"),
-        ("sequence_batching { }", "not supported yet"),
     ],
 )  # fmt: skip
 def test_contradictions_are_named(text, message):

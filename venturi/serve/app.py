@@ -21,6 +21,7 @@ from venturi.serve.grpc.service import make_server
 from venturi.serve.http.app import HttpApp, MetricsApp
 from venturi.serve.models.base import ModelKind
 from venturi.serve.models.engine import EngineKind
+from venturi.serve.models.ensemble import EnsembleKind
 from venturi.serve.models.python import PythonKind
 from venturi.serve.repository import Mode, Repository
 
@@ -85,6 +86,7 @@ async def start(config: ServeConfig) -> Running:
         complete=config.complete_config, default_max_batch=config.default_max_batch,
     )  # fmt: skip
     kinds["python"] = PythonKind(repository.submit)
+    kinds["ensemble"] = EnsembleKind(repository.find, repository.submit)
     core = Core(repository, config.name, allow_shared_memory=config.allow_shared_memory)
     running = Running(core)
     await _listen_http(running, "http", config.host, config.http_port, HttpApp(core, config.max_input_bytes))

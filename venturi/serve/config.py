@@ -20,8 +20,9 @@ ModelConfig = Any  # pb.ModelConfig: generated without types
 BACKENDS = {
     "venturi": "venturi", "tensorrt": "venturi", "tensorrt_plan": "venturi", "onnxruntime": "venturi",
     "onnxruntime_onnx": "venturi", "onnx": "venturi", "python": "python",
+    "ensemble": "ensemble",
 }  # fmt: skip
-DEFAULT_QUEUE_DELAY_US = 0
+DEFAULT_SEQUENCE_IDLE_US = 1_000_000
 
 
 def parse_config(text: str, where: str) -> ModelConfig:
@@ -111,13 +112,16 @@ def normalise(config: ModelConfig, folder: str, *, backend: str) -> ModelConfig:
     latest = out.version_policy.HasField("latest") and not out.version_policy.latest.num_versions
     if latest or not out.HasField("version_policy"):
         out.version_policy.latest.num_versions = 1
-    if not out.instance_group:
+    if not out.instance_group and not out.HasField("ensemble_scheduling"):
         out.instance_group.add()
     for i, group in enumerate(out.instance_group):
         group.name = group.name or (f"{folder}_{i}" if i else folder)
         group.count = group.count or 1
         if group.kind == pb.ModelInstanceGroup.KIND_AUTO:
             group.kind = pb.ModelInstanceGroup.KIND_GPU if group.gpus else pb.ModelInstanceGroup.KIND_CPU
+    if out.HasField("sequence_batching"):
+        idle = out.sequence_batching.max_sequence_idle_microseconds
+        out.sequence_batching.max_sequence_idle_microseconds = idle or DEFAULT_SEQUENCE_IDLE_US
     if out.HasField("dynamic_batching") and not out.dynamic_batching.preferred_batch_size and out.max_batch_size:
         out.dynamic_batching.preferred_batch_size.append(out.max_batch_size)
     _validate(out)
@@ -146,11 +150,28 @@ def _validate(config: ModelConfig) -> None:
                 raise invalid(f"model {kind} '{t.name}' must specify 'data_type' for {name}")
             if any(d < -1 or d == 0 for d in t.dims):
                 raise invalid(f"model {kind} '{t.name}' has dims {list(t.dims)} for {name}; expected -1 or positive")
-    for field in ("sequence_batching", "ensemble_scheduling"):
-        if config.HasField(field):
-            raise invalid(f"model {name}: {field} is not supported yet")
+    if config.HasField("ensemble_scheduling") and config.instance_group:
+        raise invalid(f"instance group should not be specified for ensemble '{name}'")
+    if config.HasField("sequence_batching"):
+        _validate_sequences(config)
     if config.HasField("dynamic_batching"):
         _validate_batching(config)
+
+
+def _validate_sequences(config: ModelConfig) -> None:
+    name, batching = config.name, config.sequence_batching
+    if batching.iterative_sequence:
+        raise invalid(f"model {name}: iterative sequences are not supported yet")
+    if not 0 <= batching.direct.minimum_slot_utilization <= 1:
+        raise invalid(f"sequence batching minimum_slot_utilization must be in range [0.0, 1.0] for {name}, "
+                      f"got {batching.direct.minimum_slot_utilization}")  # fmt: skip
+    if batching.HasField("oldest") and batching.oldest.max_candidate_sequences < 1:
+        raise invalid(f"sequence batching max_candidate_sequences must be at least 1 for {name}")
+    names = [c.name for c in batching.control_input] + [s.input_name for s in batching.state]
+    names += [t.name for t in config.input]
+    twice = sorted({n for n in names if names.count(n) > 1})
+    if twice:
+        raise invalid(f"model {name}: inputs {twice} are both controls or states and inputs")
 
 
 def _validate_batching(config: ModelConfig) -> None:

@@ -13,9 +13,11 @@ from venturi.core.errors import VenturiError
 from venturi.core.log import logger
 from venturi.core.registry import nearest
 from venturi.serve.config import ModelConfig
-from venturi.serve.errors import ServeError, as_serve_error, not_found, unavailable
+from venturi.serve.errors import ServeError, as_serve_error, invalid, not_found, unavailable
 from venturi.serve.folders import Source, chosen_versions, find_sources, read_labels, resolved_config
 from venturi.serve.models.base import LoadedModel, ModelKind
+from venturi.serve.models.ensemble import step_models
+from venturi.serve.models.sequenced import SequencedModel
 from venturi.serve.request import InferRequest
 from venturi.serve.schedulers.driver import Done
 from venturi.serve.served import ServedVersion
@@ -127,7 +129,17 @@ class Repository:
         """Load everything, or the named models; returns what failed, in words."""
         sources = await asyncio.to_thread(self.scan)
         wanted = list(sources) if names is None else list(names)
-        results = await asyncio.gather(*(self.load(n) for n in wanted), return_exceptions=True)
+        loading: dict[str, asyncio.Task[None]] = {}
+
+        async def after_steps(name: str) -> None:
+            steps = await asyncio.to_thread(_steps_of, sources, name)
+            await asyncio.gather(*(loading[s] for s in steps if s in loading and s != name), return_exceptions=True)
+            await self.load(name)
+
+        cycles = await asyncio.to_thread(_in_cycles, sources)
+        for name in wanted:
+            loading[name] = asyncio.ensure_future(self.load(name) if name in cycles else after_steps(name))
+        results = await asyncio.gather(*loading.values(), return_exceptions=True)
         return [str(r) for r in results if isinstance(r, BaseException)]
 
     async def load(self, name: str, config: ModelConfig | None = None) -> None:
@@ -137,6 +149,7 @@ class Repository:
             raise not_found(f"failed to load '{name}', failed to poll from model repository: no such model."
                             f"{nearest(name, sorted(sources))}")  # fmt: skip
         source = sources[name]
+        await self._load_steps(sources, name)
         model = self._models.setdefault(name, Model())
         async with model.lock:
             waiting = [v for v in source.versions() if v not in model.versions]
@@ -155,6 +168,14 @@ class Repository:
                 del model.versions[v]
             self._switch(model, settings, opened, labels, time.perf_counter() - start)
         logger.info("model %s is ready: versions %s", name, sorted(opened))
+
+    async def _load_steps(self, sources: dict[str, Source], name: str) -> None:
+        """An ensemble brings the models that it is made of. Raises ServeError for cycles."""
+        if name in await asyncio.to_thread(_in_cycles, sources):
+            raise invalid(f"failed to load '{name}': circular dependency between ensembles")
+        for step in await asyncio.to_thread(_steps_of, sources, name):
+            if step in sources and not self.ready_versions(step):
+                await self.load(step)
 
     async def unload(self, name: str) -> None:
         """New requests are refused from now on; those in service are answered. Unknown names are no error."""
@@ -197,7 +218,7 @@ class Repository:
         opened: dict[int, LoadedModel] = {}
         try:
             for version, folder in chosen_versions(config, source.versions()).items():
-                opened[version] = kind.load(config, folder)
+                opened[version] = _load(kind, config, folder)
         except BaseException:
             for loaded in opened.values():
                 loaded.close()
@@ -232,3 +253,39 @@ class Repository:
         task = asyncio.get_running_loop().create_task(finish())
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
+
+
+def _load(kind: ModelKind, config: ModelConfig, folder: Path) -> LoadedModel:
+    loaded = kind.load(config, folder)
+    if not config.HasField("sequence_batching"):
+        return loaded
+    try:
+        return SequencedModel(loaded, config, folder)
+    except BaseException:
+        loaded.close()
+        raise
+
+
+def _steps_of(sources: dict[str, Source], name: str) -> list[str]:
+    """The step models of an ensemble; none for other models and for what cannot be read."""
+    try:
+        return step_models(sources[name].config()) if name in sources else []
+    except ServeError:
+        return []
+
+
+def _in_cycles(sources: dict[str, Source]) -> set[str]:
+    """Ensembles that lead back to themselves."""
+    steps = {name: _steps_of(sources, name) for name in sources}
+    found = set()
+    for name in steps:
+        seen: set[str] = set()
+        ahead = list(steps[name])
+        while ahead:
+            step = ahead.pop()
+            if step not in seen:
+                seen.add(step)
+                ahead += steps.get(step, [])
+        if name in seen:
+            found.add(name)
+    return found

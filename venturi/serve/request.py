@@ -62,6 +62,7 @@ class InferRequest:
 
     `emit` takes the responses of a decoupled model before the last, on any thread; None: the client wants exactly one.
     `finish` is set by the scheduler, for models that answer after `execute` has returned. `is_cancelled`: nobody waits.
+    `is_null`: fills a row of a batch where a sequence has nothing to say. `slot`: the scheduler's own note.
     """
 
     model: str
@@ -80,6 +81,8 @@ class InferRequest:
     emit: Callable[[InferResponse], None] | None = None
     finish: Callable[[InferResponse | ServeError], None] | None = None
     is_cancelled: bool = False
+    is_null: bool = False
+    slot: object = None
 
     @property
     def label(self) -> str:

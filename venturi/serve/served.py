@@ -18,8 +18,10 @@ from venturi.serve.models.base import LoadedModel
 from venturi.serve.request import InferRequest, InferResponse
 from venturi.serve.schedulers.batcher import BatchingRules, DynamicBatcher, OneByOne
 from venturi.serve.schedulers.driver import Done, Driver, Result
+from venturi.serve.schedulers.ensemble import EnsembleDriver
 from venturi.serve.schedulers.policy import Policy
 from venturi.serve.schedulers.queues import QueuePolicy, WaitingLine
+from venturi.serve.schedulers.sequences import DirectSequences, OldestSequences, SequenceRules
 from venturi.serve.statistics import ModelStatistics
 from venturi.serve.validation import Signature, check_request, signature_of
 
@@ -34,17 +36,24 @@ class ServedVersion:
     labels: dict[str, tuple[str, ...]] = field(default_factory=dict)
     statistics: ModelStatistics = field(default_factory=ModelStatistics)
     signature: Signature = field(init=False)
-    driver: Driver = field(init=False)
+    driver: Driver | EnsembleDriver = field(init=False)
 
     def __post_init__(self) -> None:
         self.signature = signature_of(self.config, self.labels)
+        plan, submit = getattr(self.model, "plan", None), getattr(self.model, "submit", None)
+        if plan is not None and submit is not None:
+            self.driver = EnsembleDriver(plan, submit, self.statistics)
+            return
         instances = [
             Instance(f"{group.name}_{i}", self.model)
             for group in self.config.instance_group
             for i in range(group.count)
         ]
-        ordered = self.config.dynamic_batching.preserve_ordering
-        self.driver = Driver(make_policy(self.config), instances, self.statistics, preserve_order=ordered)
+        ordered = self.config.dynamic_batching.preserve_ordering or (
+            self.config.sequence_batching.oldest.preserve_ordering
+        )
+        policy = make_policy(self.config, len(instances))
+        self.driver = Driver(policy, instances, self.statistics, preserve_order=ordered)
 
     @property
     def name(self) -> str:
@@ -132,8 +141,10 @@ def _settle(answer: asyncio.Future[InferResponse], result: Result) -> None:
         answer.set_result(result)
 
 
-def make_policy(config: ModelConfig) -> Policy:
+def make_policy(config: ModelConfig, instances: int = 1) -> Policy:
     """The scheduler that the configuration asks for."""
+    if config.HasField("sequence_batching"):
+        return _sequence_policy(config, instances)
     if not config.HasField("dynamic_batching"):
         return OneByOne()
     batching = config.dynamic_batching
@@ -147,6 +158,21 @@ def make_policy(config: ModelConfig) -> Policy:
         return OneByOne(line)
     preferred = tuple(sorted(batching.preferred_batch_size))
     return DynamicBatcher(BatchingRules(config.max_batch_size, preferred, batching.max_queue_delay_microseconds), line)
+
+
+def _sequence_policy(config: ModelConfig, instances: int) -> Policy:
+    given, batch = config.sequence_batching, max(config.max_batch_size, 1)
+    idle = given.max_sequence_idle_microseconds
+    if given.HasField("oldest"):
+        oldest = given.oldest
+        rules = SequenceRules(config.name, 1, oldest.max_candidate_sequences * instances, idle)
+        preferred = tuple(sorted(oldest.preferred_batch_size)) or (batch,)
+        return OldestSequences(rules, BatchingRules(batch, preferred, oldest.max_queue_delay_microseconds))
+    direct = given.direct
+    rules = SequenceRules(
+        config.name, instances, batch, idle, direct.max_queue_delay_microseconds, direct.minimum_slot_utilization
+    )
+    return DirectSequences(rules)
 
 
 def _queue_policy(p: Any) -> QueuePolicy:

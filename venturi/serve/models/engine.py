@@ -140,6 +140,8 @@ def _check_ports(config: ModelConfig, kind: str, specs: Sequence[vt.TensorSpec])
     """The configuration must name the engine's tensors, with their types."""
     known = {s.name: s for s in specs}
     listed = {t.name: t for t in getattr(config, kind)}
+    sequences = config.sequence_batching
+    own = {c.name for c in sequences.control_input} | {s.input_name for s in sequences.state}
     for name, port in listed.items():
         if name not in known:
             raise invalid(f"model {config.name}: {kind} '{name}' is not in the engine, which has {sorted(known)}")
@@ -147,5 +149,6 @@ def _check_ports(config: ModelConfig, kind: str, specs: Sequence[vt.TensorSpec])
             raise invalid(
                 f"model {config.name}: {kind} '{name}' is {known[name].dtype} in the engine, not as configured"
             )
-    if kind == "input" and set(known) - set(listed):
-        raise invalid(f"model {config.name}: the configuration lacks inputs {sorted(set(known) - set(listed))}")
+    missing = sorted(set(known) - set(listed) - own)
+    if kind == "input" and missing:
+        raise invalid(f"model {config.name}: the configuration lacks inputs {missing}")

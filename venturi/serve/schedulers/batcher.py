@@ -26,6 +26,9 @@ class BatchingRules:
 class OneByOne:
     """Every request runs alone, in the order of arrival."""
 
+    expired_message = "Request timeout expired"
+    by_instance = False
+
     def __init__(self, line: WaitingLine | None = None) -> None:
         self._line = WaitingLine() if line is None else line
 
@@ -38,13 +41,16 @@ class OneByOne:
     def expire(self, now_ns: int) -> list[InferRequest]:
         return self._line.expire(now_ns)
 
-    def cancel(self, request: InferRequest) -> bool:
-        return self._line.cancel(request)
+    def cancel(self, request: InferRequest) -> list[InferRequest]:
+        return [request] if self._line.cancel(request) else []
+
+    def done(self, requests: list[InferRequest], now_ns: int) -> None:
+        """Nothing waits for it."""
 
     def next_deadline(self) -> int | None:
         return self._line.next_deadline()
 
-    def take(self, now_ns: int) -> Run | Wait:
+    def take(self, now_ns: int, instance: int = 0) -> Run | Wait:
         for entry in self._line.entries():
             return Run(self._line.pop([entry]))
         return Wait()
@@ -57,7 +63,7 @@ class DynamicBatcher(OneByOne):
         super().__init__(line)
         self._rules = rules
 
-    def take(self, now_ns: int) -> Run | Wait:
+    def take(self, now_ns: int, instance: int = 0) -> Run | Wait:
         gathered, closed, preferred = self._gather()
         if not gathered:
             return Wait()

@@ -40,10 +40,13 @@ class Driver:
         self._policy = policy
         self._idle: deque[Instance] = deque(instances)
         self._instances = list(instances)
+        self._numbers = {instance: i for i, instance in enumerate(instances)}
         self._statistics = statistics
         self._answers: dict[InferRequest, Done] = {}
         self._order: deque[InferRequest] | None = deque() if preserve_order else None
         self._held: dict[InferRequest, Result] = {}
+        self._outbox: deque[tuple[Done, Result]] = deque()
+        self._delivering = threading.Lock()
         self._alarm_ns: int | None = None
         self._closing = False
 
@@ -53,7 +56,7 @@ class Driver:
         return len(self._answers)
 
     def submit(self, request: InferRequest, done: Done) -> None:
-        """`done` is called once, on any thread, possibly before this returns; it must be quick and not come back here.
+        """`done` is called once, on any thread, possibly before this returns; it must be quick.
 
         Raises ServeError UNAVAILABLE when the queue is full or the version is being unloaded.
         """
@@ -77,9 +80,10 @@ class Driver:
         """A request that still waits is answered CANCELLED and never runs; one that runs is left alone."""
         with self._lock:
             request.is_cancelled = True
-            if request in self._answers and self._policy.cancel(request):
-                error = ServeError(Status.CANCELLED, request.label + "request cancelled")
-                self._fail_waiting(request, "CANCELED", error)
+            for gone in self._policy.cancel(request) if request in self._answers else ():
+                error = ServeError(Status.CANCELLED, gone.label + "request cancelled")
+                self._fail_waiting(gone, "CANCELED", error)
+        self._deliver()
 
     async def drain(self) -> None:
         """Refuse new requests and return when every accepted one is answered.
@@ -99,17 +103,32 @@ class Driver:
             with self._lock:
                 now = time.perf_counter_ns()
                 for request in self._policy.expire(now):
-                    self._fail_waiting(request, "REJECTED", unavailable(request.label + "Request timeout expired"))
-                decision = self._policy.take(now) if self._idle else None
-                if not isinstance(decision, Run):
-                    self._set_alarm(None if decision is None else decision.until_ns)
-                    return
-                self._statistics.pending -= len(decision.requests)
-                instance = self._idle.popleft()
+                    text = request.label + self._policy.expired_message
+                    self._fail_waiting(request, "REJECTED", unavailable(text))
+                found = self._decide(now)
+                if found is not None:
+                    instance, decision = found
+                    self._statistics.pending -= sum(not r.is_null for r in decision.requests)
+            self._deliver()
+            if found is None:
+                return
             if instance.is_fast:
                 self._finish(instance, decision.requests, instance.run_here(decision.requests))
             else:
                 instance.run(decision.requests, self._finished)
+
+    def _decide(self, now: int) -> tuple[Instance, Run] | None:
+        """A free instance and its batch; or an alarm for when there may be one."""
+        until: list[int] = []
+        for instance in list(self._idle) if self._policy.by_instance else list(self._idle)[:1]:
+            decision = self._policy.take(now, self._numbers[instance])
+            if isinstance(decision, Run):
+                self._idle.remove(instance)
+                return instance, decision
+            if decision.until_ns is not None:
+                until.append(decision.until_ns)
+        self._set_alarm(min(until, default=None))
+        return None
 
     def _set_alarm(self, until: int | None) -> None:
         deadline = self._policy.next_deadline()
@@ -131,6 +150,7 @@ class Driver:
     def _finish(self, instance: Instance, requests: list[InferRequest], result: object) -> None:
         with self._lock:
             self._idle.append(instance)
+            self._policy.done(requests, time.perf_counter_ns())
             if isinstance(result, BaseException):
                 result = [as_serve_error(result)] * len(requests)
             assert isinstance(result, Sequence)
@@ -141,6 +161,7 @@ class Driver:
             for request, answer in open_:
                 if answer is not None:
                     self._conclude(request, answer)
+        self._deliver()
 
     def _waits(self, request: InferRequest) -> bool:
         """Not answered yet, nor answered and held back for the order."""
@@ -154,6 +175,7 @@ class Driver:
                 if isinstance(answer, InferResponse):
                     self._statistics.record_batch([request])
                 self._conclude(request, answer)
+        self._deliver()
 
     def _conclude(self, request: InferRequest, answer: Result) -> None:
         if isinstance(answer, ServeError):
@@ -176,4 +198,14 @@ class Driver:
             self._release(first, self._held.pop(first))
 
     def _release(self, request: InferRequest, result: Result) -> None:
-        self._answers.pop(request)(result)
+        self._outbox.append((self._answers.pop(request), result))
+
+    def _deliver(self) -> None:
+        """Outside the lock, since an ensemble's next step may start here. One thread at a time, so in order."""
+        while self._outbox and self._delivering.acquire(blocking=False):
+            try:
+                while self._outbox:
+                    done, result = self._outbox.popleft()
+                    done(result)
+            finally:
+                self._delivering.release()

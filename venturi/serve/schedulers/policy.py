@@ -23,7 +23,13 @@ class Wait:
 
 
 class Policy(Protocol):
-    """All times are nanoseconds of one monotonic clock, given by the caller."""
+    """All times are nanoseconds of one monotonic clock, given by the caller.
+
+    expired_message: what expired requests are told. by_instance: `take` depends on the instance.
+    """
+
+    expired_message: str
+    by_instance: bool
 
     def add(self, request: InferRequest, now_ns: int) -> None:
         """Raises ServeError UNAVAILABLE when the queue is full."""
@@ -31,11 +37,14 @@ class Policy(Protocol):
     def expire(self, now_ns: int) -> list[InferRequest]:
         """Take out what waited too long."""
 
-    def cancel(self, request: InferRequest) -> bool:
-        """Take the request out; False when it is not waiting."""
+    def cancel(self, request: InferRequest) -> list[InferRequest]:
+        """Take the request out, and those that make no sense without it; returns them, none when it is not waiting."""
 
-    def take(self, now_ns: int) -> Run | Wait:
-        """Called when an instance is free."""
+    def take(self, now_ns: int, instance: int) -> Run | Wait:
+        """Called when the instance is free."""
+
+    def done(self, requests: list[InferRequest], now_ns: int) -> None:
+        """A batch came back from its instance."""
 
     def next_deadline(self) -> int | None:
         """When `expire` should be called next."""
