@@ -36,6 +36,7 @@ def serve(
     default_max_batch_size: Annotated[int, typer.Option(min=0, help="For models whose batch axis is free.")] = 4,
     http_max_input_size: Annotated[int, typer.Option(min=1, help="Bytes of JSON or decompressed body.")] = 64 << 20,
     allow_client_shm: Annotated[bool, typer.Option(help="Let clients register this machine's shared memory.")] = False,
+    cache_config: Annotated[str, typer.Option(help="Response cache for models that enable it: local,size=BYTES.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print the addresses as JSON when ready.")] = False,
 ) -> None:
     """Serve models to KServe v2 clients over HTTP and gRPC until SIGINT or SIGTERM."""
@@ -55,7 +56,7 @@ def serve(
         http_port if allow_http else None, grpc_port if allow_grpc else None, metrics_port if allow_metrics else None,
         Mode(model_control_mode), tuple(load_model or ()), repository_poll_secs, server_id, exit_on_error,
         exit_timeout_secs, not disable_auto_complete_config, default_max_batch_size, http_max_input_size,
-        allow_client_shm,
+        allow_client_shm, _cache_bytes(cache_config),
     )  # fmt: skip
 
     def ready(running: Running) -> None:
@@ -64,6 +65,17 @@ def serve(
     if not _run(run_until_signal(config, ready)):
         console.print(f"accepted requests did not finish within {exit_timeout_secs:g} s")
         raise typer.Exit(1)
+
+
+def _cache_bytes(given: str) -> int:
+    """local,size=1048576 -> 1048576; nothing -> 0."""
+    if not given:
+        return 0
+    kind, _, setting = given.partition(",")
+    name, _, value = setting.partition("=")
+    if kind != "local" or name != "size" or not (value.isascii() and value.isdigit()):
+        raise ModelError(f"--cache-config must be local,size=BYTES, got {given!r}")
+    return int(value)
 
 
 def _run(main: Any) -> bool:

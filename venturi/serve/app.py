@@ -24,11 +24,15 @@ from venturi.serve.models.engine import EngineKind
 from venturi.serve.models.ensemble import EnsembleKind
 from venturi.serve.models.python import PythonKind
 from venturi.serve.repository import Mode, Repository
+from venturi.serve.response_cache import ResponseCache
 
 
 @dataclass(frozen=True)
 class ServeConfig:
-    """Ports: 0 takes a free one, None switches the listener off. `load` names models in explicit mode ("*" is all)."""
+    """Ports: 0 takes a free one, None switches the listener off. `load` names models in explicit mode ("*" is all).
+
+    `cache_bytes`: size of the response cache, 0 for none.
+    """
 
     repositories: tuple[Path, ...]
     host: str = "0.0.0.0"
@@ -45,6 +49,7 @@ class ServeConfig:
     default_max_batch: int = 4
     max_input_bytes: int = 64 << 20
     allow_shared_memory: bool = False
+    cache_bytes: int = 0
 
 
 @dataclass
@@ -84,6 +89,7 @@ async def start(config: ServeConfig) -> Running:
     repository = Repository(
         config.repositories, kinds, config.mode,
         complete=config.complete_config, default_max_batch=config.default_max_batch,
+        cache=ResponseCache(config.cache_bytes) if config.cache_bytes else None,
     )  # fmt: skip
     kinds["python"] = PythonKind(repository.submit)
     kinds["ensemble"] = EnsembleKind(repository.find, repository.submit)

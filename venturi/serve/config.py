@@ -154,8 +154,20 @@ def _validate(config: ModelConfig) -> None:
         raise invalid(f"instance group should not be specified for ensemble '{name}'")
     if config.HasField("sequence_batching"):
         _validate_sequences(config)
+    _validate_cache(config)
     if config.HasField("dynamic_batching"):
         _validate_batching(config)
+
+
+def _validate_cache(config: ModelConfig) -> None:
+    if not config.response_cache.enable:
+        return
+    for reason, holds in (
+        ("sequence batching", config.HasField("sequence_batching")),
+        ("a decoupled transaction policy", config.model_transaction_policy.decoupled),
+    ):
+        if holds:
+            raise invalid(f"response cache is not available for model {config.name}, which has {reason}")
 
 
 def _validate_sequences(config: ModelConfig) -> None:

@@ -40,6 +40,13 @@ def render(versions: Iterable[ServedVersion]) -> str:
     for phase in ("request", "queue", "compute_input", "compute_infer", "compute_output"):
         text = f"Cumulative {phase.replace('_', ' ')} duration in microseconds ({counted})"
         family(f"nv_inference_{phase}_duration_us", "counter", text, each(partial(_phase_us, phase)))
+    caching = [v for v in served if v.cache is not None and v.config.response_cache.enable]
+    for kind, plural in (("hit", "hits"), ("miss", "misses")):
+        durations = [(f"{{{_labels(v)}}}", getattr(v.statistics, f"cache_{kind}")) for v in caching]
+        counts = [(labels, d.count) for labels, d in durations]
+        spent = [(labels, d.ns // 1000) for labels, d in durations]
+        family(f"nv_cache_num_{plural}_per_model", "counter", f"Cache {plural} of a model", counts)
+        family(f"nv_cache_{kind}_duration_per_model", "counter", f"Microseconds of a model's cache {plural}", spent)
     family("nv_model_load_duration_secs", "gauge", "Model load time in seconds", each(lambda s: s.load_s))
     lines += _histogram(
         "venturi_request_duration_ms", "Time from a request's arrival to its answer in milliseconds", served

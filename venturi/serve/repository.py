@@ -19,8 +19,10 @@ from venturi.serve.models.base import LoadedModel, ModelKind
 from venturi.serve.models.ensemble import step_models
 from venturi.serve.models.sequenced import SequencedModel
 from venturi.serve.request import InferRequest
+from venturi.serve.response_cache import ResponseCache
 from venturi.serve.schedulers.driver import Done
 from venturi.serve.served import ServedVersion
+from venturi.serve.warmup import warm_up
 
 
 class Mode(Enum):
@@ -56,12 +58,13 @@ class Repository:
 
     def __init__(
         self, roots: Sequence[Path], kinds: dict[str, ModelKind], mode: Mode = Mode.NONE, *,
-        complete: bool = True, default_max_batch: int = 4,
+        complete: bool = True, default_max_batch: int = 4, cache: ResponseCache | None = None,
     ) -> None:  # fmt: skip
         self.mode = mode
         self._roots = list(roots)
         self._kinds = kinds
         self._complete = complete
+        self._cache = cache
         self._default_max_batch = default_max_batch
         self._models: dict[str, Model] = {}
         self._known: set[str] = set()
@@ -232,7 +235,7 @@ class Repository:
         """From one moment to the next, requests meet the new versions; the old ones finish their work."""
         old = dict(model.versions)
         for version, loaded in opened.items():
-            served = ServedVersion(config, version, loaded, labels)
+            served = ServedVersion(config, version, loaded, labels, self._cache)
             served.statistics.load_s = seconds
             model.versions[version] = Version(State.READY, served=served)
         for version, entry in old.items():
@@ -257,10 +260,10 @@ class Repository:
 
 def _load(kind: ModelKind, config: ModelConfig, folder: Path) -> LoadedModel:
     loaded = kind.load(config, folder)
-    if not config.HasField("sequence_batching"):
-        return loaded
     try:
-        return SequencedModel(loaded, config, folder)
+        model = SequencedModel(loaded, config, folder) if config.HasField("sequence_batching") else loaded
+        warm_up(model, config, folder)
+        return model
     except BaseException:
         loaded.close()
         raise

@@ -16,6 +16,7 @@ from venturi.serve.errors import ServeError, unsupported
 from venturi.serve.instance import Instance
 from venturi.serve.models.base import LoadedModel
 from venturi.serve.request import InferRequest, InferResponse
+from venturi.serve.response_cache import ResponseCache, request_key
 from venturi.serve.schedulers.batcher import BatchingRules, DynamicBatcher, OneByOne
 from venturi.serve.schedulers.driver import Done, Driver, Result
 from venturi.serve.schedulers.ensemble import EnsembleDriver
@@ -34,6 +35,7 @@ class ServedVersion:
     version: int
     model: LoadedModel
     labels: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    cache: ResponseCache | None = None
     statistics: ModelStatistics = field(default_factory=ModelStatistics)
     signature: Signature = field(init=False)
     driver: Driver | EnsembleDriver = field(init=False)
@@ -67,7 +69,31 @@ class ServedVersion:
             raise unsupported(
                 f"model '{self.name}' is decoupled: it answers over gRPC streams and generate_stream only"
             )
-        self.driver.submit(request, done)
+        if self.cache is not None and self.config.response_cache.enable:
+            self._submit_cached(self.cache, request, done)
+        else:
+            self.driver.submit(request, done)
+
+    def _submit_cached(self, cache: ResponseCache, request: InferRequest, done: Done) -> None:
+        """A kept answer is given at once; a new one is kept."""
+        started = time.perf_counter_ns()
+        key = request_key(self.name, self.version, request)
+        kept = cache.get(key)
+        looked_up = time.perf_counter_ns() - started
+        if kept is not None:
+            request.times.queued = started
+            self.driver.record_hit(request, looked_up)
+            done(kept)
+            return
+
+        def keep(result: Result) -> None:
+            if isinstance(result, InferResponse):
+                start = time.perf_counter_ns()
+                cache.put(key, result)
+                self.statistics.cache_miss.add(looked_up + time.perf_counter_ns() - start)
+            done(result)
+
+        self.driver.submit(request, keep)
 
     def infer(self, request: InferRequest) -> asyncio.Future[InferResponse]:
         """The answer as a future of the running event loop; cancelling it cancels a request that still waits."""

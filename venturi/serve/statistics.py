@@ -58,6 +58,8 @@ class ModelStatistics:
     success: Duration = field(default_factory=Duration)
     fail: Duration = field(default_factory=Duration)
     queue: Duration = field(default_factory=Duration)
+    cache_hit: Duration = field(default_factory=Duration)
+    cache_miss: Duration = field(default_factory=Duration)
     phases: Phases = field(default_factory=Phases)
     batches: dict[int, Phases] = field(default_factory=dict)
     failures: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
@@ -86,13 +88,21 @@ class ModelStatistics:
         self.executions += 1
         self.last_ms = int(time.time() * 1e3)
 
+    def record_hit(self, request: InferRequest, lookup_ns: int) -> None:
+        """Answered from the cache: a success that was not computed."""
+        now = time.perf_counter_ns()
+        self.cache_hit.add(lookup_ns)
+        self.queue.add(now - request.times.queued)
+        self.success.add(now - request.times.start)
+        self.latency.add((now - request.times.start) / 1e6)
+        self.last_ms = int(time.time() * 1e3)
+
     def record_failure(self, request: InferRequest, reason: str) -> None:
         self.fail.add(time.perf_counter_ns() - request.times.start)
         self.failures[reason] += 1
 
     def to_json(self, name: str, version: str) -> dict[str, Any]:
         """The statistics extension's model_stat."""
-        none = {"count": 0, "ns": 0}
         p = self.phases
         return {
             "name": name,
@@ -103,7 +113,8 @@ class ModelStatistics:
             "inference_stats": {
                 "success": self.success.to_json(), "fail": self.fail.to_json(), "queue": self.queue.to_json(),
                 "compute_input": p.compute_input.to_json(), "compute_infer": p.compute_infer.to_json(),
-                "compute_output": p.compute_output.to_json(), "cache_hit": none, "cache_miss": none,
+                "compute_output": p.compute_output.to_json(), "cache_hit": self.cache_hit.to_json(),
+                "cache_miss": self.cache_miss.to_json(),
             },
             "response_stats": {},
             "batch_stats": [

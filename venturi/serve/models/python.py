@@ -65,7 +65,7 @@ class PythonModel:
 
     def __init__(self, config: ModelConfig, file: Path, submit: Submit) -> None:
         self._config, self._file, self._submit = config, file, submit
-        self._free: queue.LifoQueue[Worker] = queue.LifoQueue()
+        self._free: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         names = [f"{g.name}_{i}" for g in config.instance_group for i in range(g.count)]
         try:
             for name in names:

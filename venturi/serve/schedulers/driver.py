@@ -85,6 +85,11 @@ class Driver:
                 self._fail_waiting(gone, "CANCELED", error)
         self._deliver()
 
+    def record_hit(self, request: InferRequest, lookup_ns: int) -> None:
+        """A request that a cache has answered counts as a success."""
+        with self._lock:
+            self._statistics.record_hit(request, lookup_ns)
+
     async def drain(self) -> None:
         """Refuse new requests and return when every accepted one is answered.
 

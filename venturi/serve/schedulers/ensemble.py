@@ -101,6 +101,11 @@ class EnsembleDriver:
             self._fail(flow, ServeError(Status.CANCELLED, "request cancelled"))
             self._advance(flow)
 
+    def record_hit(self, request: InferRequest, lookup_ns: int) -> None:
+        """A request that a cache has answered counts as a success."""
+        with self._lock:
+            self._statistics.record_hit(request, lookup_ns)
+
     async def drain(self) -> None:
         with self._lock:
             self._closing = True
