@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from venturi.cli import bench, build, check, debug, demo, devices, inspect, llm, run, serve, surgeon
+from venturi.cli import bench, build, check, debug, demo, devices, inspect, llm, perf, run, serve, surgeon
 from venturi.cli.output import fail
 from venturi.core.errors import VenturiError
 
@@ -29,6 +29,7 @@ app.add_typer(inspect.app, name="inspect", help="Look at a model, an engine, a p
 app.add_typer(surgeon.app, name="surgeon", help="Cut, clean and strip ONNX files.")
 app.add_typer(debug.app, name="debug", help="Find what makes a model or a build go wrong.")
 app.command("serve", epilog="Example: venturi serve model.onnx --http-port 8000")(serve.serve)
+app.command("perf", epilog="Example: venturi perf resnet --concurrency 1:8:1 --json")(perf.perf)
 app.add_typer(llm.app, name="llm", help="Generate, chat and benchmark with language models.")
 
 

@@ -66,9 +66,8 @@ class ServedVersion:
         request.times.start = request.times.start or time.perf_counter_ns()
         check_request(self.signature, request)
         if self.signature.decoupled and request.emit is None:
-            raise unsupported(
-                f"model '{self.name}' is decoupled: it answers over gRPC streams and generate_stream only"
-            )
+            raise unsupported(f"{request.label}model '{self.name}' has a decoupled transaction policy: use a stream "
+                              "of gRPC or generate_stream")  # fmt: skip
         if self.cache is not None and self.config.response_cache.enable:
             self._submit_cached(self.cache, request, done)
         else:
