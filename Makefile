@@ -7,7 +7,7 @@ ONNX_PINNED := 1.21.0
 CASES  := .cache/onnx-$(ONNX_PINNED)
 PIP    := $(PY) -m pip install -q --disable-pip-version-check
 
-.PHONY: help demo demo-llm demo-serve bench-llm bench-serve bench-llm-gpu test check unit conformance zoo bench-cpu gpu-check bench-overheads bench-gpu docs clean
+.PHONY: chromium help demo demo-llm demo-serve bench-llm bench-serve bench-llm-gpu test check unit conformance zoo bench-cpu gpu-check bench-overheads bench-gpu docs clean
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 16
@@ -40,8 +40,14 @@ check: $(STAMP)  ## lint, types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
-unit: $(STAMP) $(CASES)/.done  ## all tests that need no GPU
+unit: $(STAMP) $(CASES)/.done chromium  ## all tests that need no GPU
 	VENTURI_VERIFY=2 $(PY) -m pytest -n 2 --dist worksteal -m 'not gpu'
+
+# The dashboard's test needs a browser; where none can be had it is skipped and says so.
+chromium:
+	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
+	  && (apt-get install -qq -y --no-install-recommends chromium || { apt-get update -qq \
+	  && apt-get install -qq -y --no-install-recommends chromium; }) >/dev/null 2>&1; } || true
 
 conformance: $(STAMP) $(CASES)/.done  ## the ONNX conformance table beside onnxruntime
 	$(PY) -m benchmarks.conformance --peer

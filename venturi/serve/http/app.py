@@ -24,6 +24,15 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Headers = Mapping[bytes, bytes]
 _JSON = (b"content-type", b"application/json")
+_PAGE = (
+    (b"content-type", b"text/html; charset=utf-8"),
+    (b"x-content-type-options", b"nosniff"),
+    (
+        b"content-security-policy",
+        b"default-src 'none'; connect-src 'self'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+        b"frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    ),
+)
 _EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
 Answer = TypeVar("Answer")
 _WATCH_AFTER_S = 0.01
@@ -79,7 +88,10 @@ class HttpApp:
             return
         handle, names = find_route(scope["method"], parts)
         reply = await handle(self._core, names, body)
-        await _send_json(send, reply.status, reply.body)
+        if reply.page is not None:
+            await _send(send, 200, reply.page, list(_PAGE))
+        else:
+            await _send_json(send, reply.status, reply.body)
 
     async def _body(self, headers: Headers, receive: Receive) -> bytes:
         chunks, size = [], 0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -15,10 +17,11 @@ from venturi.serve.http.codec import parse_json
 
 @dataclass(frozen=True)
 class Reply:
-    """`body` None is an empty body."""
+    """`body` None is an empty body; `page` is HTML in its place."""
 
     status: int = 200
     body: Any = None
+    page: bytes | None = None
 
 
 Handler = Callable[[Core, tuple[str, ...], bytes], Awaitable[Reply]]
@@ -41,6 +44,19 @@ async def _ready(core: Core, names: tuple[str, ...], body: bytes) -> Reply:
     if core.exiting:
         return Reply(503, {"error": "Server exiting"})
     return Reply() if core.is_ready else Reply(400)
+
+
+async def _dashboard(core: Core, names: tuple[str, ...], body: bytes) -> Reply:
+    return Reply(page=_page())
+
+
+@functools.cache
+def _page() -> bytes:
+    return Path(__file__).with_name("dashboard.html").read_bytes()
+
+
+async def _inspect(core: Core, names: tuple[str, ...], body: bytes) -> Reply:
+    return Reply(body=core.find(*names).model.inspect())
 
 
 async def _server(core: Core, names: tuple[str, ...], body: bytes) -> Reply:
@@ -135,11 +151,13 @@ GET, POST = ("GET",), ("POST",)
 ROUTES = (
     Route(GET, ("v2", "health", "live"), _live),
     Route(GET, ("v2", "health", "ready"), _ready),
+    *(Route(GET, (name,), _dashboard) for name in ("", "dashboard")),
     Route(GET, ("v2",), _server),
     Route(GET, ("v2", "models", "stats"), _stats),
     *(Route(GET, (*base, "ready"), _model_ready) for base in (_M, _MV)),
     *(Route(GET, (*base, "config"), _config) for base in (_M, _MV)),
     *(Route(GET, (*base, "stats"), _stats) for base in (_M, _MV)),
+    *(Route(GET, (*base, "inspect"), _inspect) for base in (_M, _MV)),
     *(Route(GET, base, _model) for base in (_M, _MV)),
     *(Route(POST, (*base, "index"), _index) for base in (_R, (*_R, None))),
     Route(POST, (*_R, "models", None, "load"), _load),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from venturi.serve.config import ModelConfig
 from venturi.serve.errors import ServeError
@@ -26,6 +26,9 @@ class LoadedModel(Protocol):
 
         None for a request that is answered later, through its `finish`.
         """
+
+    def inspect(self) -> dict[str, Any]:
+        """Its inside as JSON data: an engine's layers, or `reason` why there are none to show."""
 
     def close(self) -> None:
         """Gives memory back; nothing is executed after it."""

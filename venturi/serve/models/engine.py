@@ -103,6 +103,9 @@ class EngineModel:
             t.compute, t.input_done, t.output, t.end = started, input_done, output, end
         return responses
 
+    def inspect(self) -> dict[str, Any]:
+        return self._engine.inspect().to_json()
+
     def close(self) -> None:
         self._engine.close()
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from venturi.core.errors import InternalError
 from venturi.serve.config import ModelConfig, datatype
@@ -29,6 +30,9 @@ class EnsembleModel:
 
     def execute(self, requests: list[InferRequest]) -> list[Answer]:
         raise InternalError(f"ensemble {self.plan.name} is executed by its scheduler")
+
+    def inspect(self) -> dict[str, Any]:
+        return {"reason": "an ensemble of " + ", ".join(step.model for step in self.plan.steps)}
 
     def close(self) -> None:
         """Nothing of its own."""

@@ -84,6 +84,9 @@ class PythonModel:
         finally:
             self._free.put(worker)
 
+    def inspect(self) -> dict[str, Any]:
+        return {"reason": "a Python model, in worker processes"}
+
     def close(self) -> None:
         while not self._free.empty():
             self._free.get().stop()

@@ -86,6 +86,9 @@ class SequencedModel:
         answers = self._model.execute(requests)
         return [self._keep(r, a) for r, a in zip(requests, answers, strict=True)]
 
+    def inspect(self) -> dict[str, Any]:
+        return self._model.inspect()
+
     def close(self) -> None:
         self._model.close()
 
