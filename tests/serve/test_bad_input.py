@@ -123,7 +123,7 @@ def test_good_requests_still_work(server):
     "method, path, status",
     [
         ("GET", "/v2/models/m/infer", 405), ("POST", "/v2/health/live", 405), ("DELETE", "/v2/models/m", 405),
-        ("GET", "/v2/nope", 404), ("GET", "/", 404), ("POST", "/v2/models/m/versions/1/2/infer", 404),
+        ("GET", "/v2/nope", 404), ("POST", "/", 405), ("GET", "/nope", 404), ("POST", "/v2/models/m/versions/1/2/infer", 404),
         ("POST", "/v2/models/none/infer", 404), ("POST", "/v2/models/m/versions/9/infer", 404),
         ("POST", "/v2/models/m/versions/x/infer", 404), ("POST", "/v2/models/../m/infer", 404),
         ("POST", "/v2/repository/models/m/load", 503), ("POST", "/v2/models/m/other/1/infer", 404),

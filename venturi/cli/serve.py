@@ -37,6 +37,12 @@ def serve(
     http_max_input_size: Annotated[int, typer.Option(min=1, help="Bytes of JSON or decompressed body.")] = 64 << 20,
     allow_client_shm: Annotated[bool, typer.Option(help="Let clients register this machine's shared memory.")] = False,
     cache_config: Annotated[str, typer.Option(help="Response cache for models that enable it: local,size=BYTES.")] = "",
+    trace_config: Annotated[
+        list[str] | None, typer.Option(help="level=TIMESTAMPS, rate=N, count=N, triton,file=PATH, ...; repeatable.")
+    ] = None,
+    log_verbose: Annotated[int, typer.Option(min=0, help="Above 0: debug messages too.")] = 0,
+    log_info: Annotated[bool, typer.Option(help="Log what happens.")] = True,
+    log_format: Annotated[str, typer.Option(help="default or ISO8601.")] = "default",
     as_json: Annotated[bool, typer.Option("--json", help="Print the addresses as JSON when ready.")] = False,
 ) -> None:
     """Serve models to KServe v2 clients over HTTP and gRPC until SIGINT or SIGTERM."""
@@ -44,19 +50,24 @@ def serve(
         from venturi.serve.app import Running, ServeConfig, run_until_signal
     except ImportError as exc:
         raise ModelError(f"the server needs {exc.name}: pip install 'venturi[serve]'") from exc
+    from venturi.serve.logs import FORMATS, LogSettings
     from venturi.serve.repository import Mode
+    from venturi.serve.tracing import parse_trace_config
 
     roots = [*(repositories or []), *(model_repository or [])]
     if not roots:
         raise ModelError("no model repository given; expected a folder, an .onnx or a .vt file")
     if model_control_mode not in [m.value for m in Mode]:
         raise ModelError(f"--model-control-mode must be none, poll or explicit, got {model_control_mode!r}")
+    if log_format not in FORMATS:
+        raise ModelError(f"--log-format must be one of {', '.join(FORMATS)}, got {log_format!r}")
     config = ServeConfig(
         tuple(roots), host,
         http_port if allow_http else None, grpc_port if allow_grpc else None, metrics_port if allow_metrics else None,
         Mode(model_control_mode), tuple(load_model or ()), repository_poll_secs, server_id, exit_on_error,
         exit_timeout_secs, not disable_auto_complete_config, default_max_batch_size, http_max_input_size,
-        allow_client_shm, _cache_bytes(cache_config),
+        allow_client_shm, _cache_bytes(cache_config), parse_trace_config(trace_config or []),
+        LogSettings(log_info=log_info, log_verbose_level=log_verbose, log_format=log_format),
     )  # fmt: skip
 
     def ready(running: Running) -> None:

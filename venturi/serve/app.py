@@ -19,12 +19,14 @@ from venturi.serve.core import Core
 from venturi.serve.errors import unavailable
 from venturi.serve.grpc.service import make_server
 from venturi.serve.http.app import HttpApp, MetricsApp
+from venturi.serve.logs import LogSettings, ServerLog
 from venturi.serve.models.base import ModelKind
 from venturi.serve.models.engine import EngineKind
 from venturi.serve.models.ensemble import EnsembleKind
 from venturi.serve.models.python import PythonKind
 from venturi.serve.repository import Mode, Repository
 from venturi.serve.response_cache import ResponseCache
+from venturi.serve.tracing import Tracer, TraceSettings
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class ServeConfig:
     max_input_bytes: int = 64 << 20
     allow_shared_memory: bool = False
     cache_bytes: int = 0
+    trace: TraceSettings = field(default_factory=TraceSettings)
+    log: LogSettings = field(default_factory=LogSettings)
 
 
 @dataclass
@@ -73,6 +77,8 @@ class Running:
             finished = False
         for stop in self._stops:
             await stop()
+        self.core.tracer.close()
+        self.core.log.stop()
         return finished
 
 
@@ -85,15 +91,19 @@ class _Listener(uvicorn.Server):  # type: ignore[misc]
 
 async def start(config: ServeConfig) -> Running:
     """Binds, listens, loads. Raises ServeError or DeviceError when a port is taken or a model cannot be served."""
+    tracer, log = Tracer(config.trace), ServerLog(config.log)
+    log.start()
     kinds: dict[str, ModelKind] = {"venturi": EngineKind()}
     repository = Repository(
         config.repositories, kinds, config.mode,
         complete=config.complete_config, default_max_batch=config.default_max_batch,
-        cache=ResponseCache(config.cache_bytes) if config.cache_bytes else None,
+        cache=ResponseCache(config.cache_bytes) if config.cache_bytes else None, tracer=tracer,
     )  # fmt: skip
     kinds["python"] = PythonKind(repository.submit)
     kinds["ensemble"] = EnsembleKind(repository.find, repository.submit)
-    core = Core(repository, config.name, allow_shared_memory=config.allow_shared_memory)
+    core = Core(
+        repository, config.name, allow_shared_memory=config.allow_shared_memory, tracer=tracer, log=log
+    )  # fmt: skip
     running = Running(core)
     await _listen_http(running, "http", config.host, config.http_port, HttpApp(core, config.max_input_bytes))
     await _listen_http(running, "metrics", config.host, config.metrics_port, MetricsApp(core))

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import venturi as vt
 from venturi.serve.config import config_from_json, message_json
 from venturi.serve.errors import invalid, unavailable
+from venturi.serve.logs import ServerLog
 from venturi.serve.repository import Mode, Repository
 from venturi.serve.served import ServedVersion
 from venturi.serve.shared_memory import Regions
+from venturi.serve.tracing import Tracer
 
 EXTENSIONS = (
     "classification", "model_repository", "model_configuration", "system_shared_memory", "binary_tensor_data",
-    "parameters", "statistics", "schedule_policy",
+    "parameters", "statistics", "schedule_policy", "sequence", "trace", "logging",
+    "model_repository(unload_dependents)",
 )  # fmt: skip
 
 
 class Core:
     """`load` and `unload` run on the event loop, the rest anywhere. `exiting` refuses new work."""
 
-    def __init__(self, repository: Repository, name: str = "venturi", *, allow_shared_memory: bool = False) -> None:
+    def __init__(
+        self, repository: Repository, name: str = "venturi", *, allow_shared_memory: bool = False,
+        tracer: Tracer | None = None, log: ServerLog | None = None,
+    ) -> None:  # fmt: skip
         self.repository = repository
+        self.tracer, self.log = tracer or Tracer(), log or ServerLog()
         self.regions = Regions(allow_shared_memory)
         self.name = name
         self.exiting = False
@@ -58,15 +66,25 @@ class Core:
             found = [self.repository.find(name, str(v)) for v in numbers if not version or v == int(version)]
         return {"model_stats": [v.statistics.to_json(v.name, str(v.version)) for v in found]}
 
-    async def load(self, name: str, config: object = None) -> None:
-        """`config`: a configuration as JSON data that replaces the one on disk, or None."""
+    async def load(self, name: str, config: object = None, files: Mapping[str, bytes] | None = None) -> None:
+        """`config`: a configuration as JSON data that replaces the one on disk, or None. `files`: see `Repository`."""
         self._check_explicit()
+        if files and config is None:
+            raise invalid(f"failed to load '{name}': files are given, but no 'config' to read them with")
         given = None if config is None else config_from_json(config, f"the configuration given for '{name}'")
-        await self.repository.load(name, given)
+        await self.repository.load(name, given, files or None)
 
-    async def unload(self, name: str) -> None:
+    async def unload(self, name: str, *, dependents: bool = False) -> None:
         self._check_explicit()
-        await self.repository.unload(name)
+        await self.repository.unload(name, dependents=dependents)
+
+    def trace_settings(self, model: str = "", given: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The settings in force, after `given` has changed them; of one model or, with "", of all."""
+        if model:
+            self.find(model)
+        if given:
+            self.tracer.update(given, model)
+        return self.tracer.settings_of(model).to_json()
 
     def _check_explicit(self) -> None:
         if self.repository.mode != Mode.EXPLICIT:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -22,6 +22,8 @@ from venturi.serve.request import InferRequest
 from venturi.serve.response_cache import ResponseCache
 from venturi.serve.schedulers.driver import Done
 from venturi.serve.served import ServedVersion
+from venturi.serve.tracing import Tracer
+from venturi.serve.uploads import Uploads
 from venturi.serve.warmup import warm_up
 
 
@@ -59,12 +61,14 @@ class Repository:
     def __init__(
         self, roots: Sequence[Path], kinds: dict[str, ModelKind], mode: Mode = Mode.NONE, *,
         complete: bool = True, default_max_batch: int = 4, cache: ResponseCache | None = None,
+        tracer: Tracer | None = None,
     ) -> None:  # fmt: skip
         self.mode = mode
         self._roots = list(roots)
         self._kinds = kinds
         self._complete = complete
-        self._cache = cache
+        self._cache, self._tracer = cache, tracer
+        self._uploads = Uploads()
         self._default_max_batch = default_max_batch
         self._models: dict[str, Model] = {}
         self._known: set[str] = set()
@@ -126,7 +130,7 @@ class Repository:
         """What lies in the repositories now."""
         sources = find_sources(self._roots)
         self._known = set(sources)
-        return sources
+        return sources | self._uploads.sources()
 
     async def load_all(self, names: Sequence[str] | None = None) -> list[str]:
         """Load everything, or the named models; returns what failed, in words."""
@@ -145,9 +149,26 @@ class Repository:
         results = await asyncio.gather(*loading.values(), return_exceptions=True)
         return [str(r) for r in results if isinstance(r, BaseException)]
 
-    async def load(self, name: str, config: ModelConfig | None = None) -> None:
-        """Load or reload; the versions in service stay until the new ones are ready. Raises ServeError."""
-        sources = await asyncio.to_thread(self.scan)
+    async def load(
+        self, name: str, config: ModelConfig | None = None, files: Mapping[str, bytes] | None = None
+    ) -> None:
+        """Load or reload; the versions in service stay until the new ones are ready. Raises ServeError.
+
+        `files` ("<version>/<file>" -> content) take the place of the model's folder until it is unloaded.
+        """
+        if files is not None:
+            uploaded = await asyncio.to_thread(self._uploads.write, name, files)
+            try:
+                await self._load(name, config, {name: uploaded})
+            except BaseException:
+                self._uploads.drop(uploaded)
+                raise
+            self._uploads.keep(uploaded)
+            return
+        await self._load(name, config, {})
+
+    async def _load(self, name: str, config: ModelConfig | None, uploaded: dict[str, Source]) -> None:
+        sources = await asyncio.to_thread(self.scan) | uploaded
         if name not in sources:
             raise not_found(f"failed to load '{name}', failed to poll from model repository: no such model."
                             f"{nearest(name, sorted(sources))}")  # fmt: skip
@@ -180,11 +201,19 @@ class Repository:
             if step in sources and not self.ready_versions(step):
                 await self.load(step)
 
-    async def unload(self, name: str) -> None:
-        """New requests are refused from now on; those in service are answered. Unknown names are no error."""
+    async def unload(self, name: str, *, dependents: bool = False) -> None:
+        """New requests are refused from now on; those in service are answered. Unknown names are no error.
+
+        `dependents`: an ensemble takes its step models with it.
+        """
         model = self._models.get(name)
         if model is None:
             return
+        if dependents:
+            sources = await asyncio.to_thread(self.scan)
+            for step in await asyncio.to_thread(_steps_of, sources, name):
+                await self.unload(step, dependents=True)
+        self._uploads.forget(name)
         async with model.lock:
             for entry in model.versions.values():
                 if entry.served is not None:
@@ -210,6 +239,7 @@ class Repository:
         for name in list(self._models):
             await self.unload(name)
         await asyncio.gather(*self._retiring)
+        self._uploads.close()
 
     def _open(
         self, source: Source, given: ModelConfig | None
@@ -235,7 +265,7 @@ class Repository:
         """From one moment to the next, requests meet the new versions; the old ones finish their work."""
         old = dict(model.versions)
         for version, loaded in opened.items():
-            served = ServedVersion(config, version, loaded, labels, self._cache)
+            served = ServedVersion(config, version, loaded, labels, self._cache, self._tracer)
             served.statistics.load_s = seconds
             model.versions[version] = Version(State.READY, served=served)
         for version, entry in old.items():

@@ -24,6 +24,7 @@ from venturi.serve.schedulers.policy import Policy
 from venturi.serve.schedulers.queues import QueuePolicy, WaitingLine
 from venturi.serve.schedulers.sequences import DirectSequences, OldestSequences, SequenceRules
 from venturi.serve.statistics import ModelStatistics
+from venturi.serve.tracing import Tracer
 from venturi.serve.validation import Signature, check_request, signature_of
 
 
@@ -36,6 +37,7 @@ class ServedVersion:
     model: LoadedModel
     labels: dict[str, tuple[str, ...]] = field(default_factory=dict)
     cache: ResponseCache | None = None
+    tracer: Tracer | None = None
     statistics: ModelStatistics = field(default_factory=ModelStatistics)
     signature: Signature = field(init=False)
     driver: Driver | EnsembleDriver = field(init=False)
@@ -68,10 +70,20 @@ class ServedVersion:
         if self.signature.decoupled and request.emit is None:
             raise unsupported(f"{request.label}model '{self.name}' has a decoupled transaction policy: use a stream "
                               "of gRPC or generate_stream")  # fmt: skip
+        if self.tracer is not None and self.tracer.is_on and self.tracer.takes(self.name):
+            done = self._traced(self.tracer, request, done)
         if self.cache is not None and self.config.response_cache.enable:
             self._submit_cached(self.cache, request, done)
         else:
             self.driver.submit(request, done)
+
+    def _traced(self, tracer: Tracer, request: InferRequest, done: Done) -> Done:
+        def record(result: Result) -> None:
+            request.times.end = request.times.end or time.perf_counter_ns()
+            tracer.record(request, self.name, self.version)
+            done(result)
+
+        return record
 
     def _submit_cached(self, cache: ResponseCache, request: InferRequest, done: Done) -> None:
         """A kept answer is given at once; a new one is kept."""

@@ -16,7 +16,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from venturi.core.log import logger
 from venturi.serve.core import Core
-from venturi.serve.errors import ServeError, invalid, unsupported
+from venturi.serve.errors import ServeError, invalid
 from venturi.serve.grpc.codec import EMPTY_FINAL, decode_infer, encode_infer
 from venturi.serve.grpc.streams import AnswerStream
 
@@ -85,23 +85,41 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
 
     @_answers
     async def RepositoryModelLoad(self, request: Any, context: Context) -> Any:
-        config = None
+        config, files = None, {}
         for key, value in request.parameters.items():
             if key.startswith("file:"):
-                raise unsupported(f"models cannot be uploaded ({key!r}); put them into the repository")
+                files[key.removeprefix("file:")] = value.bytes_param
+                continue
             if key != "config":
-                raise invalid(f"unrecognized load parameter '{key}', expected 'config'")
+                raise invalid(f"unrecognized load parameter '{key}', expected 'config' or 'file:<version>/<name>'")
             try:
                 config = orjson.loads(value.string_param)
             except orjson.JSONDecodeError as exc:
                 raise invalid(f"load parameter 'config' must be a string of JSON: {exc}") from exc
-        await self._core.load(request.model_name, config)
+        await self._core.load(request.model_name, config, files)
         return pb.RepositoryModelLoadResponse()
 
     @_answers
     async def RepositoryModelUnload(self, request: Any, context: Context) -> Any:
-        await self._core.unload(request.model_name)
+        dependents = request.parameters["unload_dependents"].bool_param if request.parameters else False
+        await self._core.unload(request.model_name, dependents=dependents)
         return pb.RepositoryModelUnloadResponse()
+
+    @_answers
+    async def TraceSetting(self, request: Any, context: Context) -> Any:
+        given = {k: list(v.value) if k == "trace_level" else (v.value[0] if v.value else None)
+                 for k, v in request.settings.items()}  # fmt: skip
+        found = self._core.trace_settings(request.model_name, given)
+        values = {k: {"value": v if isinstance(v, list) else [v]} for k, v in found.items()}
+        return ParseDict({"settings": values}, pb.TraceSettingResponse())
+
+    @_answers
+    async def LogSettings(self, request: Any, context: Context) -> Any:
+        given = {k: getattr(v, v.WhichOneof("parameter_choice") or "bool_param") for k, v in request.settings.items()}
+        self._core.log.update(given)
+        kinds = {bool: "bool_param", int: "uint32_param", str: "string_param"}
+        values = {k: {kinds[type(v)]: v} for k, v in self._core.log.to_json().items()}
+        return ParseDict({"settings": values}, pb.LogSettingsResponse())
 
     @_answers
     async def SystemSharedMemoryStatus(self, request: Any, context: Context) -> Any:

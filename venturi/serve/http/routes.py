@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import functools
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -11,7 +13,7 @@ from typing import Any
 import orjson
 
 from venturi.serve.core import Core
-from venturi.serve.errors import ServeError, Status, invalid, not_found, unsupported
+from venturi.serve.errors import ServeError, Status, invalid, not_found
 from venturi.serve.http.codec import parse_json
 
 
@@ -92,29 +94,43 @@ async def _load(core: Core, names: tuple[str, ...], body: bytes) -> Reply:
     given = (parse_json(body) if body else {}).get("parameters") or {}
     if not isinstance(given, dict):
         raise invalid("Unable to parse 'parameters': expected an object")
-    files = [k for k in given if k.startswith("file:")]
-    if files:
-        raise unsupported(f"models cannot be uploaded ({files[0]!r}); put them into the repository")
+    files = {k.removeprefix("file:"): _decoded(k, v) for k, v in given.items() if k.startswith("file:")}
     for key in given:
-        if key != "config":
-            raise invalid(f"unrecognized load parameter '{key}', expected 'config'")
+        if key != "config" and not key.startswith("file:"):
+            raise invalid(f"unrecognized load parameter '{key}', expected 'config' or 'file:<version>/<name>'")
     config = given.get("config")
-    if config is None:
-        await core.load(names[0])
-        return Reply()
     try:
-        data = orjson.loads(config)
+        data = None if config is None else orjson.loads(config)
     except (orjson.JSONDecodeError, TypeError) as exc:
         raise invalid(f"load parameter 'config' must be a string of JSON: {exc}") from exc
-    await core.load(names[0], data)
+    await core.load(names[0], data, files)
     return Reply()
+
+
+def _decoded(key: str, value: object) -> bytes:
+    try:
+        return base64.b64decode(value, validate=True)  # type: ignore[arg-type]
+    except (binascii.Error, TypeError, ValueError) as exc:
+        raise invalid(f"load parameter '{key}' must be base64 text: {exc}") from exc
 
 
 async def _unload(core: Core, names: tuple[str, ...], body: bytes) -> Reply:
-    if body:
-        parse_json(body)
-    await core.unload(names[0])
+    given = (parse_json(body) if body else {}).get("parameters") or {}
+    dependents = given.get("unload_dependents", False) if isinstance(given, dict) else None
+    if not isinstance(dependents, bool):
+        raise invalid(f"unload parameter 'unload_dependents' must be true or false, got {dependents!r}")
+    await core.unload(names[0], dependents=dependents)
     return Reply()
+
+
+async def _trace(core: Core, names: tuple[str, ...], body: bytes) -> Reply:
+    return Reply(body=core.trace_settings(names[0] if names else "", parse_json(body) if body else None))
+
+
+async def _logging(core: Core, names: tuple[str, ...], body: bytes) -> Reply:
+    if body:
+        core.log.update(parse_json(body))
+    return Reply(body=core.log.to_json())
 
 
 async def _register(core: Core, names: tuple[str, ...], body: bytes) -> Reply:
@@ -159,6 +175,8 @@ ROUTES = (
     *(Route(GET, (*base, "stats"), _stats) for base in (_M, _MV)),
     *(Route(GET, (*base, "inspect"), _inspect) for base in (_M, _MV)),
     *(Route(GET, base, _model) for base in (_M, _MV)),
+    *(Route((*GET, *POST), (*base, "trace", "setting"), _trace) for base in (("v2",), _M)),
+    Route((*GET, *POST), ("v2", "logging"), _logging),
     *(Route(POST, (*base, "index"), _index) for base in (_R, (*_R, None))),
     Route(POST, (*_R, "models", None, "load"), _load),
     Route(POST, (*_R, "models", None, "unload"), _unload),

@@ -1,0 +1,84 @@
+"""The server's log on stderr and its settings, as the logging extension has them."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from venturi.core.log import logger
+from venturi.serve.errors import invalid, unsupported
+
+_LETTERS = {logging.DEBUG: "V", logging.INFO: "I", logging.WARNING: "W", logging.ERROR: "E", logging.CRITICAL: "E"}
+FORMATS = ("default", "ISO8601")
+
+
+@dataclass(frozen=True)
+class LogSettings:
+    """Field names are the protocol's. log_verbose_level above 0 adds debug messages."""
+
+    log_file: str = ""
+    log_info: bool = True
+    log_warning: bool = True
+    log_error: bool = True
+    log_verbose_level: int = 0
+    log_format: str = "default"
+
+    def admits(self, level: int) -> bool:
+        if level >= logging.ERROR:
+            return self.log_error
+        if level >= logging.WARNING:
+            return self.log_warning
+        return self.log_info if level >= logging.INFO else self.log_verbose_level > 0
+
+
+class ServerLog(logging.Handler):
+    """Writes what the settings admit. Installed by `start`, taken away by `close`; settings change at any time."""
+
+    def __init__(self, settings: LogSettings = LogSettings()) -> None:
+        super().__init__(logging.DEBUG)
+        self.settings = settings
+        self._level_before = logger.level
+
+    def start(self) -> None:
+        logger.addHandler(self)
+        logger.setLevel(logging.DEBUG)
+
+    def stop(self) -> None:
+        logger.removeHandler(self)
+        logger.setLevel(self._level_before)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self.settings)
+
+    def update(self, given: dict[str, Any]) -> None:
+        """Raises ServeError that names the setting; then nothing has changed."""
+        if "log_file" in given:
+            raise unsupported("log file location can not be updated through the network protocol")
+        kinds = {"log_info": bool, "log_warning": bool, "log_error": bool, "log_verbose_level": int, "log_format": str}
+        for name, value in given.items():
+            if name not in kinds:
+                raise invalid(f"unexpected log setting '{name}', expected one of {', '.join(kinds)}")
+            if type(value) is not kinds[name]:
+                raise invalid(f"log setting '{name}' must be a {kinds[name].__name__}, got {value!r}")
+        if given.get("log_format", "default") not in FORMATS:
+            raise invalid(f"log setting 'log_format' must be one of {', '.join(FORMATS)}, got {given['log_format']!r}")
+        if given.get("log_verbose_level", 0) < 0:
+            raise invalid("log setting 'log_verbose_level' must not be negative")
+        self.settings = replace(self.settings, **given)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.settings.admits(record.levelno):
+            message = record.getMessage()
+            if record.exc_info:
+                message += "\n" + logging.Formatter().formatException(record.exc_info)
+            print(self._prefix(record) + message, file=sys.stderr, flush=True)
+
+    def _prefix(self, record: logging.LogRecord) -> str:
+        letter, place = _LETTERS.get(record.levelno, "I"), f"{record.filename}:{record.lineno}"
+        whole, micro = time.gmtime(record.created), int(record.created % 1 * 1e6)
+        if self.settings.log_format == "ISO8601":
+            return f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', whole)} {letter} {record.process} {place}] "
+        return f"{letter}{time.strftime('%m%d %H:%M:%S', whole)}.{micro:06d} {record.process} {place}] "
