@@ -37,6 +37,16 @@ def serve(
     http_max_input_size: Annotated[int, typer.Option(min=1, help="Bytes of JSON or decompressed body.")] = 64 << 20,
     allow_client_shm: Annotated[bool, typer.Option(help="Let clients register this machine's shared memory.")] = False,
     cache_config: Annotated[str, typer.Option(help="Response cache for models that enable it: local,size=BYTES.")] = "",
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="Keys, one a line: requests then need one, except for health.")
+    ] = None,
+    http_restricted_api: Annotated[list[str] | None, typer.Option(help="API[,API...]:KEY=VALUE; repeatable.")] = None,
+    grpc_restricted_protocol: Annotated[
+        list[str] | None, typer.Option(help="API[,API...]:KEY=VALUE; repeatable.")
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="PEM certificate: HTTP, gRPC and metrics over TLS.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM key of the certificate.")] = None,
+    tls_client_ca: Annotated[Path | None, typer.Option(help="PEM: clients must show a certificate of it.")] = None,
     trace_config: Annotated[
         list[str] | None, typer.Option(help="level=TIMESTAMPS, rate=N, count=N, triton,file=PATH, ...; repeatable.")
     ] = None,
@@ -52,6 +62,7 @@ def serve(
         raise ModelError(f"the server needs {exc.name}: pip install 'venturi[serve]'") from exc
     from venturi.serve.logs import FORMATS, LogSettings
     from venturi.serve.repository import Mode
+    from venturi.serve.security import Gate, parse_restriction, read_keys
     from venturi.serve.tracing import parse_trace_config
 
     roots = [*(repositories or []), *(model_repository or [])]
@@ -59,6 +70,11 @@ def serve(
         raise ModelError("no model repository given; expected a folder, an .onnx or a .vt file")
     if model_control_mode not in [m.value for m in Mode]:
         raise ModelError(f"--model-control-mode must be none, poll or explicit, got {model_control_mode!r}")
+    gate = Gate(
+        read_keys(api_key_file) if api_key_file else (),
+        tuple(parse_restriction(r) for r in http_restricted_api or ()),
+        tuple(parse_restriction(r) for r in grpc_restricted_protocol or ()),
+    )
     if log_format not in FORMATS:
         raise ModelError(f"--log-format must be one of {', '.join(FORMATS)}, got {log_format!r}")
     config = ServeConfig(
@@ -66,7 +82,8 @@ def serve(
         http_port if allow_http else None, grpc_port if allow_grpc else None, metrics_port if allow_metrics else None,
         Mode(model_control_mode), tuple(load_model or ()), repository_poll_secs, server_id, exit_on_error,
         exit_timeout_secs, not disable_auto_complete_config, default_max_batch_size, http_max_input_size,
-        allow_client_shm, _cache_bytes(cache_config), parse_trace_config(trace_config or []),
+        allow_client_shm, _cache_bytes(cache_config), gate, _tls(tls_cert, tls_key, tls_client_ca),
+        parse_trace_config(trace_config or []),
         LogSettings(log_info=log_info, log_verbose_level=log_verbose, log_format=log_format),
     )  # fmt: skip
 
@@ -76,6 +93,16 @@ def serve(
     if not _run(run_until_signal(config, ready)):
         console.print(f"accepted requests did not finish within {exit_timeout_secs:g} s")
         raise typer.Exit(1)
+
+
+def _tls(certificate: Path | None, key: Path | None, client_ca: Path | None) -> Any:
+    from venturi.serve.tls import Tls
+
+    if certificate is None or key is None:
+        if certificate or key or client_ca:
+            raise ModelError("TLS needs both --tls-cert and --tls-key")
+        return None
+    return Tls(certificate, key, client_ca)
 
 
 def _cache_bytes(given: str) -> int:

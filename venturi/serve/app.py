@@ -26,6 +26,8 @@ from venturi.serve.models.ensemble import EnsembleKind
 from venturi.serve.models.python import PythonKind
 from venturi.serve.repository import Mode, Repository
 from venturi.serve.response_cache import ResponseCache
+from venturi.serve.security import Gate
+from venturi.serve.tls import Tls
 from venturi.serve.tracing import Tracer, TraceSettings
 
 
@@ -52,6 +54,8 @@ class ServeConfig:
     max_input_bytes: int = 64 << 20
     allow_shared_memory: bool = False
     cache_bytes: int = 0
+    gate: Gate = field(default_factory=Gate)
+    tls: Tls | None = None
     trace: TraceSettings = field(default_factory=TraceSettings)
     log: LogSettings = field(default_factory=LogSettings)
 
@@ -105,8 +109,15 @@ async def start(config: ServeConfig) -> Running:
         repository, config.name, allow_shared_memory=config.allow_shared_memory, tracer=tracer, log=log
     )  # fmt: skip
     running = Running(core)
-    await _listen_http(running, "http", config.host, config.http_port, HttpApp(core, config.max_input_bytes))
-    await _listen_http(running, "metrics", config.host, config.metrics_port, MetricsApp(core))
+    await _listen_http(
+        running,
+        "http",
+        config.host,
+        config.http_port,
+        HttpApp(core, config.max_input_bytes, gate=config.gate),
+        config.tls,
+    )
+    await _listen_http(running, "metrics", config.host, config.metrics_port, MetricsApp(core), config.tls)
     await _listen_grpc(running, config)
     names = None if config.mode != Mode.EXPLICIT or config.load == ("*",) else config.load
     failures = await repository.load_all(names)
@@ -141,13 +152,15 @@ async def _poll(repository: Repository, seconds: float) -> None:
             logger.error("the repository cannot be polled: %s", exc)
 
 
-async def _listen_http(running: Running, name: str, host: str, port: int | None, app: Any) -> None:
+async def _listen_http(
+    running: Running, name: str, host: str, port: int | None, app: Any, tls: Tls | None
+) -> None:  # fmt: skip
     if port is None:
         return
     bound = _bind(host, port, name)
     settings = uvicorn.Config(
         app, log_level="warning", access_log=False, lifespan="off", timeout_keep_alive=75, server_header=False,
-        date_header=False, proxy_headers=False, timeout_graceful_shutdown=5,
+        date_header=False, proxy_headers=False, timeout_graceful_shutdown=5, **({} if tls is None else tls.uvicorn()),
     )  # fmt: skip
     listener = _Listener(settings)
     task = asyncio.ensure_future(listener.serve(sockets=[bound]))
@@ -177,10 +190,14 @@ def _bind(host: str, port: int, name: str) -> socket.socket:
 async def _listen_grpc(running: Running, config: ServeConfig) -> None:
     if config.grpc_port is None:
         return
-    server = make_server(running.core)
+    server = make_server(running.core, config.gate)
     host = f"[{config.host}]" if ":" in config.host else config.host
     try:
-        running.ports["grpc"] = server.add_insecure_port(f"{host}:{config.grpc_port}")
+        address = f"{host}:{config.grpc_port}"
+        if config.tls is None:
+            running.ports["grpc"] = server.add_insecure_port(address)
+        else:
+            running.ports["grpc"] = server.add_secure_port(address, config.tls.grpc())
     except RuntimeError as exc:
         raise DeviceError(
             f"cannot listen on {config.host}:{config.grpc_port}: {exc}; choose another --grpc-port"

@@ -18,6 +18,8 @@ class Status(Enum):
     UNSUPPORTED = (501, "UNIMPLEMENTED")
     ALREADY_EXISTS = (400, "ALREADY_EXISTS")
     CANCELLED = (400, "CANCELLED")
+    UNAUTHENTICATED = (401, "UNAUTHENTICATED")
+    RESTRICTED = (403, "UNAVAILABLE")
 
     @property
     def http(self) -> int:

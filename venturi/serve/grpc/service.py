@@ -18,7 +18,9 @@ from venturi.core.log import logger
 from venturi.serve.core import Core
 from venturi.serve.errors import ServeError, invalid
 from venturi.serve.grpc.codec import EMPTY_FINAL, decode_infer, encode_infer
+from venturi.serve.grpc.gate import GateInterceptor
 from venturi.serve.grpc.streams import AnswerStream
+from venturi.serve.security import Gate
 
 Context = Any
 _MAX_MESSAGE = (1 << 31) - 1
@@ -196,11 +198,11 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
         return encode_infer(response, request, served.signature, served.version, self._core.regions)
 
 
-def make_server(core: Core) -> Any:
+def make_server(core: Core, gate: Gate) -> Any:
     """A grpc.aio server with the services added, not yet bound to a port."""
     options = [("grpc.max_send_message_length", _MAX_MESSAGE), ("grpc.max_receive_message_length", _MAX_MESSAGE),
                ("grpc.so_reuseport", 0)]  # fmt: skip
-    server = grpc.aio.server(options=options)
+    server = grpc.aio.server(options=options, interceptors=[] if gate.is_open else [GateInterceptor(gate)])
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(InferenceService(core), server)
     server.add_generic_rpc_handlers((_health(core),))
     return server

@@ -18,6 +18,7 @@ from venturi.serve.http.codec import HEADER_LENGTH, decode_infer, decompress, en
 from venturi.serve.http.generate import decode_generate, events, generate
 from venturi.serve.http.routes import MethodNotAllowed, find_route
 from venturi.serve.metrics import CONTENT_TYPE, render
+from venturi.serve.security import Gate
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -45,7 +46,10 @@ class Disconnected(Exception):
 class HttpApp:
     """KServe v2. `max_input_bytes` bounds JSON, raw and decompressed bodies; `max_body_bytes` bounds everything."""
 
-    def __init__(self, core: Core, max_input_bytes: int = 64 << 20, max_body_bytes: int = (1 << 31) - 1) -> None:
+    def __init__(
+        self, core: Core, max_input_bytes: int = 64 << 20, max_body_bytes: int = (1 << 31) - 1, gate: Gate | None = None
+    ) -> None:
+        self._gate = gate or Gate()
         self._core = core
         self._max_input_bytes = max_input_bytes
         self._max_body_bytes = max_body_bytes
@@ -62,6 +66,8 @@ class HttpApp:
                 await _send_json(send, 405, {"error": exc.message})
                 return
             extra = [(b"retry-after", b"1")] if exc.status.http == 503 else []
+            if exc.status.http == 401:
+                extra.append((b"www-authenticate", b"Bearer"))
             if exc.status.http == 501 and "content encoding" in exc.message:
                 extra.append((b"accept-encoding", b"gzip, deflate"))
             await _send_json(send, exc.status.http, {"error": exc.message}, extra)
@@ -73,6 +79,8 @@ class HttpApp:
         started = time.perf_counter_ns()
         parts = tuple(scope["path"].strip("/").split("/"))
         headers = dict(scope["headers"])
+        if not self._gate.is_open:
+            self._gate.check_http(parts, headers)
         body = await self._body(headers, receive)
         if parts[-1] == "infer" and parts[:2] == ("v2", "models") and len(parts) in (4, 6):
             if scope["method"] != "POST":
