@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import socket
 
 import ml_dtypes
 import numpy as np
@@ -16,6 +17,7 @@ from tritonclient.utils import InferenceServerException
 
 import venturi as vt
 from tests.serve.running import DIGITS, add_engine, add_sub, scaled, serving
+from venturi.serve.app import _bind
 from venturi.serve.repository import Mode
 
 CLIENTS = {"http": http_client, "grpc": grpc_client}
@@ -252,3 +254,9 @@ def test_load_unload_and_configuration_override(tmp_path):
         with pytest.raises(InferenceServerException, match="no available versions"):
             c.infer("scaled", [tensor(http_client, "x", x)])
         c.unload_model("never-heard-of")
+
+
+def test_small_answers_do_not_wait_for_an_acknowledgement():
+    with _bind("127.0.0.1", 0, "http") as bound:
+        assert bound.proto == socket.IPPROTO_TCP, "asyncio leaves Nagle's algorithm on for other sockets"
+        assert bound.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
