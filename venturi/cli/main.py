@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from venturi.cli import bench, build, check, debug, demo, devices, inspect, llm, perf, run, serve, surgeon
+from venturi.cli import analyze, bench, build, check, debug, demo, devices, inspect, llm, perf, run, serve, surgeon
 from venturi.cli.output import fail
 from venturi.core.errors import VenturiError
 
@@ -30,6 +30,9 @@ app.add_typer(surgeon.app, name="surgeon", help="Cut, clean and strip ONNX files
 app.add_typer(debug.app, name="debug", help="Find what makes a model or a build go wrong.")
 app.command("serve", epilog="Example: venturi serve model.onnx --http-port 8000")(serve.serve)
 app.command("perf", epilog="Example: venturi perf resnet --concurrency 1:8:1 --json")(perf.perf)
+app.command("analyze", epilog="Example: venturi analyze repository/ -m resnet --latency-ms 50 -o report.html")(
+    analyze.analyze
+)
 app.add_typer(llm.app, name="llm", help="Generate, chat and benchmark with language models.")
 
 

@@ -84,7 +84,7 @@ class HttpTarget:
 
     async def describe(self) -> tuple[list[PortShape], int]:
         """The inputs and max_batch_size."""
-        config, metadata = await self._json(f"{self._path}/config"), await self._json(self._path)
+        config, metadata = await self.get(f"{self._path}/config"), await self.get(self._path)
         ports = [PortShape(p["name"], p["datatype"], tuple(int(d) for d in p["shape"])) for p in metadata["inputs"]]
         return ports, int(config.get("max_batch_size", 0))
 
@@ -115,7 +115,7 @@ class HttpTarget:
         return call
 
     async def statistics(self) -> dict[str, Any] | None:
-        found = await self._json(f"{self._path}/stats")
+        found = await self.get(f"{self._path}/stats")
         return dict(found["model_stats"][0])
 
     async def close(self) -> None:
@@ -130,13 +130,21 @@ class HttpTarget:
         self._writers.append(writer)
         return reader, writer
 
-    async def _json(self, path: str) -> Any:
+    async def get(self, path: str) -> Any:
+        """JSON of a path. Raises RequestError for other statuses than 200."""
+        return await self._json("GET", path, b"")
+
+    async def post(self, path: str, data: Any) -> Any:
+        return await self._json("POST", path, json.dumps(data).encode())
+
+    async def _json(self, method: str, path: str, sent: bytes) -> Any:
         reader, writer = await self._open()
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: {self._host}:{self._port}\r\n\r\n".encode())
+        head = f"{method} {path} HTTP/1.1\r\nHost: {self._host}:{self._port}\r\nContent-Length: {len(sent)}\r\n\r\n"
+        writer.write(head.encode() + sent)
         status, body = await _answer(reader)
         if status != 200:
-            raise RequestError(f"GET {path} answers {status}: {body[:300].decode(errors='replace')}")
-        return json.loads(body)
+            raise RequestError(f"{method} {path} answers {status}: {body[:300].decode(errors='replace')}")
+        return json.loads(body) if body else None
 
 
 async def _answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:

@@ -1,0 +1,1 @@
+"""Finds the configuration of a model that serves most under a latency limit: variants, search, report."""
