@@ -15,7 +15,6 @@ from venturi.serve.analyze.report import html
 from venturi.serve.analyze.search import Result, Variant, best, frontier, is_enough, variants
 from venturi.serve.config import parse_config
 
-
 PLAIN = Variant(1, 4, 0)
 
 

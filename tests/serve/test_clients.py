@@ -9,6 +9,7 @@ import socket
 import ml_dtypes
 import numpy as np
 import pytest
+import torch
 import tritonclient.grpc as grpc_client
 import tritonclient.grpc.aio as grpc_aio
 import tritonclient.http as http_client
@@ -260,3 +261,27 @@ def test_small_answers_do_not_wait_for_an_acknowledgement():
     with _bind("127.0.0.1", 0, "http") as bound:
         assert bound.proto == socket.IPPROTO_TCP, "asyncio leaves Nagle's algorithm on for other sockets"
         assert bound.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_an_exported_pytorch_program_is_served(tmp_path):
+    module = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.GELU(), torch.nn.Linear(8, 3)).eval()
+    program = torch.export.export(
+        module, (torch.randn(2, 4),), dynamic_shapes=({0: torch.export.Dim("n", min=1, max=64)},)
+    )
+    for name in ("mlp", "broken"):
+        (tmp_path / name / "1").mkdir(parents=True)
+        (tmp_path / name / "config.pbtxt").write_text('platform: "pytorch_libtorch"')
+    torch.export.save(program, tmp_path / "mlp" / "1" / "model.pt2")
+    (tmp_path / "broken" / "1" / "model.pt2").write_bytes(b"no archive")
+    with (
+        serving(tmp_path, exit_on_error=False) as server,
+        http_client.InferenceServerClient(server.url("http")) as client,
+    ):
+        about = client.get_model_metadata("mlp")
+        (port,) = about["inputs"]
+        assert port["shape"] == [-1, 4]
+        x = np.random.default_rng(0).random((3, 4), dtype=np.float32)
+        got = client.infer("mlp", [tensor(http_client, port["name"], x)]).as_numpy(about["outputs"][0]["name"])
+        np.testing.assert_allclose(got, module(torch.from_numpy(x)).detach().numpy(), rtol=1e-4, atol=1e-5)
+        (broken,) = [m for m in client.get_model_repository_index() if m["name"] == "broken"]
+        assert "is not a file of torch.export.save" in broken["reason"]

@@ -1,4 +1,4 @@
-"""Models that are engines: `model.vt`, or `model.onnx` built when it is loaded."""
+"""Models that are engines: `model.vt`, or `model.onnx` and `model.pt2` (torch.export), built when they are loaded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from venturi.serve.errors import ServeError, Status, invalid
 from venturi.serve.request import InferRequest, InferResponse, Tensor
 from venturi.serve.tensors import BYTES, DATATYPES, ENGINE_TYPES, as_bytes
 
-FILES = ("model.vt", "model.onnx", "model.plan")
+FILES = ("model.vt", "model.onnx", "model.pt2", "model.plan")
 PARAMETERS = ("precision", "opt_level", "device")
 
 
@@ -45,12 +45,25 @@ class EngineKind:
     def _open(self, config: ModelConfig, folder: Path) -> vt.Engine:
         path = _file(config, folder)
         settings = {n: config.parameters[n].string_value for n in PARAMETERS if n in config.parameters}
-        if path.suffix != ".onnx":
+        if path.suffix not in (".onnx", ".pt2"):
             return vt.load(path)
         level = settings.pop("opt_level", "3")
         if not level.isdigit():
             raise invalid(f"parameter opt_level of model {config.name} must be 0 to 5, got {level!r}")
-        return vt.build(path, opt_level=int(level), **settings)  # type: ignore[arg-type]
+        source = path if path.suffix == ".onnx" else _exported_program(path)
+        return vt.build(source, opt_level=int(level), **settings)  # type: ignore[arg-type]
+
+
+def _exported_program(path: Path) -> Any:
+    """A file of torch.export.save. Like model.py it comes from the repository's owner: torch may run code of it."""
+    import torch
+
+    try:
+        return torch.export.load(path)
+    except Exception as exc:
+        raise invalid(
+            f"{path} is not a file of torch.export.save that this torch ({torch.__version__}) reads: {exc}"
+        ) from exc
 
 
 def _file(config: ModelConfig, folder: Path) -> Path:
