@@ -19,6 +19,7 @@ from venturi.serve.core import Core
 from venturi.serve.errors import ServeError, invalid
 from venturi.serve.grpc.codec import EMPTY_FINAL, decode_infer, encode_infer
 from venturi.serve.grpc.gate import GateInterceptor
+from venturi.serve.grpc.messages import Handlers, Malformed
 from venturi.serve.grpc.streams import AnswerStream
 from venturi.serve.security import Gate
 
@@ -31,6 +32,8 @@ def _answers(method: Callable[[Any, Any, Context], Awaitable[Any]]) -> Callable[
 
     @functools.wraps(method)
     async def wrapped(self: Any, request: Any, context: Context) -> Any:
+        if isinstance(request, Malformed):
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, request.reason)
         try:
             return await method(self, request, context)
         except ServeError as exc:
@@ -203,8 +206,10 @@ def make_server(core: Core, gate: Gate) -> Any:
     options = [("grpc.max_send_message_length", _MAX_MESSAGE), ("grpc.max_receive_message_length", _MAX_MESSAGE),
                ("grpc.so_reuseport", 0)]  # fmt: skip
     server = grpc.aio.server(options=options, interceptors=[] if gate.is_open else [GateInterceptor(gate)])
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(InferenceService(core), server)
-    server.add_generic_rpc_handlers((_health(core),))
+    handlers = Handlers()
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(InferenceService(core), handlers)
+    assert handlers.made, "tritonclient's generated code registers its methods by name"
+    server.add_generic_rpc_handlers((*handlers.made, _health(core)))
     return server
 
 

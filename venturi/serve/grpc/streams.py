@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from venturi.serve.errors import ServeError
+from venturi.serve.errors import ServeError, invalid
+from venturi.serve.grpc.messages import Malformed
 
 _MAX_PENDING = 1024
 Answers = Callable[[Any], AsyncIterator[Any]]
@@ -47,6 +48,10 @@ class AnswerStream:
         try:
             async for message in messages:
                 await self._room.acquire()
+                if isinstance(message, Malformed):
+                    self._out.put_nowait(invalid(message.reason))
+                    self._room.release()
+                    continue
                 if self._interleaves(message):
                     task = self._spawn(self._pass_on(message))
                     mixed.add(task)
