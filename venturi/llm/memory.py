@@ -12,6 +12,7 @@ from venturi.llm.cpu_linear import packs
 from venturi.llm.kv.pool import block_bytes
 from venturi.llm.layers.linear import Linear
 from venturi.llm.loader import Outline
+from venturi.llm.long_chunks import MAX_KEYS
 from venturi.llm.models.spec import DecoderSpec, MoeSpec
 from venturi.llm.quant import keeps_dtype
 
@@ -74,6 +75,12 @@ def workspace_bytes(spec: DecoderSpec, scheduler: SchedulerConfig, dtype: torch.
     return step + logits
 
 
+def gathered_bytes(spec: DecoderSpec, dtype: torch.dtype, max_seq_len: int) -> int:
+    """Keys and values that a long chunk's attention has as rows, of one layer at a time."""
+    row = max(2 * layer.attention.cache_heads * layer.attention.cache_k_dim for layer in spec.layers)
+    return max(MAX_KEYS, max_seq_len) * row * dtype.itemsize
+
+
 def plan_memory(
     spec: DecoderSpec, weights: int, dtype: torch.dtype, cache_dtype: torch.dtype, kv: KvCacheConfig,
     scheduler: SchedulerConfig, max_seq_len: int, device: torch.device,
@@ -82,6 +89,8 @@ def plan_memory(
     free, total = device_memory(device)
     per_block = block_bytes(spec, kv.tokens_per_block, cache_dtype)
     workspace = workspace_bytes(spec, scheduler, dtype)
+    if device.type == "cuda":
+        workspace += gathered_bytes(spec, dtype, max_seq_len)
     left = free - weights - workspace
     longest = -(-max_seq_len // kv.tokens_per_block)
     if kv.max_tokens is not None:

@@ -23,10 +23,14 @@ from venturi.serve.statistics import ModelStatistics
 Result = InferResponse | ServeError
 Done = Callable[[Result], None]
 _DRAIN_POLL_S = 0.005
+MAX_OPEN = 8192  # requests accepted and not answered, where a configuration sets no smaller max_queue_size
 
 
 class Driver:
-    """One model version's scheduler. `preserve_order` releases answers in the order of arrival."""
+    """One model version's scheduler. `preserve_order` releases answers in the order of arrival.
+
+    `max_open` bounds the memory that waiting requests take, whatever the configuration says.
+    """
 
     def __init__(
         self,
@@ -35,6 +39,7 @@ class Driver:
         statistics: ModelStatistics,
         *,
         preserve_order: bool = False,
+        max_open: int = MAX_OPEN,
     ) -> None:
         self._lock = threading.Lock()
         self._policy = policy
@@ -49,6 +54,7 @@ class Driver:
         self._delivering = threading.Lock()
         self._alarm_ns: int | None = None
         self._closing = False
+        self._max_open = max_open
 
     @property
     def num_open(self) -> int:
@@ -65,6 +71,8 @@ class Driver:
             if self._closing:
                 raise unavailable(request.label + "the model version is being unloaded")
             try:
+                if len(self._answers) >= self._max_open:
+                    raise unavailable(f"{request.label}Exceeds maximum queue size: {self._max_open} requests are open")
                 self._policy.add(request, now)
             except ServeError:
                 self._statistics.record_failure(request, "REJECTED")
