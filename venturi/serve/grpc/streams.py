@@ -7,10 +7,11 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from venturi.serve.errors import ServeError, invalid
+from venturi.core.log import logger
+from venturi.serve.errors import ServeError, Status, invalid
 from venturi.serve.grpc.messages import Malformed
 
-_MAX_PENDING = 1024
+_MAX_PENDING = 1024  # messages read and not yet passed on; answers that the client has not taken
 Answers = Callable[[Any], AsyncIterator[Any]]
 
 
@@ -22,7 +23,7 @@ class AnswerStream:
 
     def __init__(self, answers: Answers, interleaves: Callable[[Any], bool]) -> None:
         self._answers, self._interleaves = answers, interleaves
-        self._out: asyncio.Queue[Any] = asyncio.Queue()
+        self._out: asyncio.Queue[Any] = asyncio.Queue(_MAX_PENDING)
         self._room = asyncio.Semaphore(_MAX_PENDING)
         self._ordered: asyncio.Queue[asyncio.Task[list[Any]] | None] = asyncio.Queue()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -48,40 +49,38 @@ class AnswerStream:
         try:
             async for message in messages:
                 await self._room.acquire()
-                if isinstance(message, Malformed):
-                    self._out.put_nowait(invalid(message.reason))
-                    self._room.release()
-                    continue
-                if self._interleaves(message):
+                if not isinstance(message, Malformed) and self._interleaves(message):
                     task = self._spawn(self._pass_on(message))
                     mixed.add(task)
                     task.add_done_callback(mixed.discard)
                 else:
                     self._ordered.put_nowait(self._spawn(self._collect(message)))
-        finally:
-            self._ordered.put_nowait(None)
-            await asyncio.gather(writer, *mixed, return_exceptions=True)
-            self._out.put_nowait(None)
+        except Exception as exc:
+            logger.info("a client's stream broke off: %r", exc)
+        self._ordered.put_nowait(None)
+        await asyncio.gather(writer, *mixed)
+        await self._out.put(None)
 
     async def _write_ordered(self) -> None:
         while (task := await self._ordered.get()) is not None:
             for answer in await task:
-                self._out.put_nowait(answer)
+                await self._out.put(answer)
+            self._room.release()
 
     async def _collect(self, message: Any) -> list[Any]:
+        if isinstance(message, Malformed):
+            return [invalid(message.reason)]
         try:
             return [answer async for answer in self._answers(message)]
-        except ServeError as exc:
-            return [ServeError(exc.status, exc.message, where=message.id)]
-        finally:
-            self._room.release()
+        except Exception as exc:
+            return [_failure(exc, message)]
 
     async def _pass_on(self, message: Any) -> None:
         try:
             async for answer in self._answers(message):
-                self._out.put_nowait(answer)
-        except ServeError as exc:
-            self._out.put_nowait(ServeError(exc.status, exc.message, where=message.id))
+                await self._out.put(answer)
+        except Exception as exc:
+            await self._out.put(_failure(exc, message))
         finally:
             self._room.release()
 
@@ -90,3 +89,11 @@ class AnswerStream:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _failure(exc: Exception, message: Any) -> ServeError:
+    """What the client reads; what is no ServeError is a mistake of ours, and logged."""
+    if not isinstance(exc, ServeError):
+        logger.error("a message of a stream failed", exc_info=exc)
+        exc = ServeError(Status.INTERNAL, f"{type(exc).__name__}: {exc}")
+    return ServeError(exc.status, exc.message, where=message.id)

@@ -127,8 +127,10 @@ class Worker:
         self._reader = threading.Thread(target=self._read, name=f"venturi-{name}-reader", daemon=True)
         self._reader.start()
 
-    def ask(self, head: Head, tensors: Sequence[Tensor] = ()) -> tuple[Head, list[Tensor]]:
-        """The worker's answer. Raises ServeError when the model fails or the process dies."""
+    def ask(
+        self, head: Head, tensors: Sequence[Tensor] = (), timeout_s: float | None = None
+    ) -> tuple[Head, list[Tensor]]:
+        """The worker's answer. Raises ServeError when the model fails, the process dies or the time is over."""
         number = next(self._numbers)
         answer: queue.SimpleQueue[tuple[Head, list[Tensor]]] = queue.SimpleQueue()
         with self._lock:
@@ -140,7 +142,10 @@ class Worker:
         except Closed:
             self._process.wait()
             raise self._death() from None
-        done, outputs = answer.get()
+        try:
+            done, outputs = answer.get(timeout=timeout_s)
+        except queue.Empty:
+            raise ServeError(Status.INTERNAL, f"{head['op']} takes longer than {timeout_s:g} s") from None
         if "error" in done:
             raise ServeError(Status.INTERNAL, done["error"])
         return done, outputs
@@ -177,7 +182,7 @@ class Worker:
         """Lets the model finalize, then ends the process."""
         if not self.is_dead:
             try:
-                self.ask({"op": "finalize"})
+                self.ask({"op": "finalize"}, timeout_s=_STOP_S)
             except ServeError as exc:
                 logger.error("model %s: finalize failed: %s", self.name, exc)
         self._channel.close()
