@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,3 +79,10 @@ def add_sub(dtype: str) -> vt.Network:
     net.output("sum", a + b)
     net.output("difference", a - b)
     return net
+
+
+def wait_for(condition, seconds=10):
+    end = time.time() + seconds
+    while not condition():
+        assert time.time() < end, "it did not happen"
+        time.sleep(0.01)

@@ -44,14 +44,6 @@ def server(tmp_path_factory):
         yield running
 
 
-@pytest.fixture(params=["http", "grpc"])
-def client(request, server):
-    made = CLIENTS[request.param].InferenceServerClient(server.url(request.param))
-    made.module = CLIENTS[request.param]
-    yield made
-    made.close()
-
-
 def tensor(module, name, array, datatype="FP32", **how):
     made = module.InferInput(name, list(array.shape), datatype)
     made.set_data_from_numpy(array, **how)

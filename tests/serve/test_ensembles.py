@@ -83,15 +83,6 @@ def server(tmp_path_factory):
         yield running
 
 
-@pytest.fixture(params=["http", "grpc"])
-def client(request, server):
-    module = {"http": http_client, "grpc": grpc_client}[request.param]
-    made = module.InferenceServerClient(server.url(request.param))
-    made.module = module
-    yield made
-    made.close()
-
-
 def ask(client, model: str, x: np.ndarray, outputs=None, **options):
     given = client.module.InferInput("in", list(x.shape), "FP32")
     given.set_data_from_numpy(x)

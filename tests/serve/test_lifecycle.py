@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import http.client
 import json
-import queue
 import signal
 import socket
 import subprocess
@@ -21,17 +19,9 @@ import tritonclient.grpc as grpc_client
 import tritonclient.http as http_client
 from tritonclient.utils import InferenceServerException
 
-from tests.serve.running import DIGITS, add_engine, scaled, serving
-from venturi.serve import instance as instance_module
+from tests.serve.running import DIGITS, add_engine, scaled, serving, wait_for
 from venturi.serve.errors import ServeError
-from venturi.serve.instance import Instance
 from venturi.serve.repository import Mode
-from venturi.serve.request import InferRequest, InferResponse, Tensor
-from venturi.serve.schedulers.batcher import BatchingRules, DynamicBatcher, OneByOne
-from venturi.serve.schedulers.driver import Driver
-from venturi.serve.schedulers.queues import QueuePolicy, WaitingLine
-from venturi.serve.served import ServedVersion
-from venturi.serve.statistics import ModelStatistics
 
 X = np.ones((1, 4), np.float32)
 
@@ -40,165 +30,6 @@ def given(array=X):
     made = http_client.InferInput("x", list(array.shape), "FP32")
     made.set_data_from_numpy(array)
     return [made]
-
-
-class Slow:
-    """A model that waits for `gate`, then answers with its batch's size; `fails` makes it raise."""
-
-    def __init__(self, fails=False):
-        self.gate = threading.Event()
-        self.fails = fails
-        self.batches = []
-        self.closed = False
-
-    runs_inline = True
-
-    def execute(self, requests):
-        assert self.gate.wait(20)
-        self.batches.append(requests)
-        if self.fails:
-            raise RuntimeError("the model is broken")
-        for r in requests:
-            r.times.end = time.perf_counter_ns()
-        return [InferResponse({"n": Tensor("n", "INT32", np.array([len(requests)], np.int32))}) for _ in requests]
-
-    def close(self):
-        self.closed = True
-
-
-def request(name="r"):
-    return InferRequest("m", "", {"x": Tensor("x", "FP32", X)}, id=name)
-
-
-class Loop(Driver):
-    """A driver whose answers are futures of the running loop, as ServedVersion gives them."""
-
-    def ask(self, asked):
-        version = ServedVersion.__new__(ServedVersion)
-        version.driver = self
-        version.submit = self.submit
-        return version.infer(asked)
-
-
-def run(main):
-    return asyncio.run(asyncio.wait_for(main, 30))
-
-
-def test_requests_that_wait_run_together_and_each_gets_its_answer():
-    async def main():
-        model, statistics = Slow(), ModelStatistics()
-        driver = Loop(DynamicBatcher(BatchingRules(8)), [Instance("i", model)], statistics)
-        answers = [driver.ask(request(str(i))) for i in range(6)]
-        wait_for(lambda: statistics.pending == 5)
-        model.gate.set()
-        sizes = [int((await a).outputs["n"].data[0]) for a in answers]
-        assert sizes == [1, 5, 5, 5, 5, 5]
-        assert (statistics.executions, statistics.pending, driver.num_open) == (2, 0, 0)
-        await driver.drain()
-
-    run(main())
-
-
-def test_a_failing_model_fails_its_batch_and_serves_on():
-    async def main():
-        model = Slow(fails=True)
-        model.gate.set()
-        statistics = ModelStatistics()
-        driver = Loop(OneByOne(), [Instance("i", model)], statistics)
-        with pytest.raises(ServeError, match=r"\[request id: a\] RuntimeError: the model is broken"):
-            await driver.ask(request("a"))
-        model.fails = False
-        assert (await driver.ask(request("b"))).outputs
-        assert statistics.failures["BACKEND"] == 1
-        await driver.drain()
-
-    run(main())
-
-
-def test_timeouts_answer_while_the_instance_is_busy():
-    async def main():
-        model, statistics = Slow(), ModelStatistics()
-        line = WaitingLine(default=QueuePolicy(timeout_us=20_000))
-        driver = Loop(OneByOne(line), [Instance("i", model)], statistics)
-        first, second = driver.ask(request()), driver.ask(request())
-        start = time.perf_counter()
-        with pytest.raises(ServeError, match="Request timeout expired"):
-            await second
-        assert time.perf_counter() - start < 5
-        model.gate.set()
-        await first
-        assert statistics.failures["REJECTED"] == 1
-        assert len(model.batches) == 1
-        await driver.drain()
-
-    run(main())
-
-
-def test_an_abandoned_request_never_runs():
-    async def main():
-        model, statistics = Slow(), ModelStatistics()
-        driver = Loop(OneByOne(), [Instance("i", model)], statistics)
-        first, second, third = (driver.ask(request(n)) for n in "abc")
-        second.cancel()
-        await asyncio.sleep(0.01)
-        model.gate.set()
-        await asyncio.gather(first, third)
-        assert [b[0].id for b in model.batches] == ["a", "c"]
-        assert statistics.failures["CANCELED"] == 1
-        await driver.drain()
-
-    run(main())
-
-
-def test_order_is_preserved_over_instances():
-    async def main():
-        slow, fast = Slow(), Slow()
-        fast.gate.set()
-        driver = Loop(OneByOne(), [Instance("s", slow), Instance("f", fast)], ModelStatistics(), preserve_order=True)
-        order = []
-        answers = []
-        for i in range(4):
-            answers.append(driver.ask(request(str(i))))
-            answers[-1].add_done_callback(lambda done, i=i: order.append(i))
-        await asyncio.sleep(0.05)
-        assert order == []
-        slow.gate.set()
-        await asyncio.gather(*answers)
-        assert order == [0, 1, 2, 3]
-        await driver.drain()
-
-    run(main())
-
-
-def test_draining_answers_what_was_accepted_and_refuses_the_rest():
-    async def main():
-        model = Slow()
-        driver = Loop(OneByOne(), [Instance("i", model)], ModelStatistics())
-        answers = [driver.ask(request(str(i))) for i in range(3)]
-        draining = asyncio.ensure_future(driver.drain())
-        await asyncio.sleep(0)
-        with pytest.raises(ServeError, match="being unloaded"):
-            driver.ask(request())
-        model.gate.set()
-        await draining
-        assert all(a.done() and not a.exception() for a in answers)
-
-    run(main())
-
-
-def test_giving_up_on_a_stuck_model_ends_the_loop():
-    model = Slow()
-
-    async def main():
-        driver = Loop(OneByOne(), [Instance("i", model)], ModelStatistics())
-        driver.ask(request())
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(driver.drain(), 0.1)
-
-    start = time.perf_counter()
-    run(main())
-    assert time.perf_counter() - start < 5
-    model.gate.set()
 
 
 def test_a_poll_that_fails_does_not_end_polling(tmp_path):
@@ -305,13 +136,6 @@ def test_a_client_that_goes_away_cancels_its_request(tmp_path):
         assert statistics.pending == 0
 
 
-def wait_for(condition, seconds=10):
-    end = time.time() + seconds
-    while not condition():
-        assert time.time() < end, "it did not happen"
-        time.sleep(0.01)
-
-
 def test_full_queues_answer_503_with_retry_after(tmp_path):
     add_engine(tmp_path, "scaled", scaled(2.0), "max_batch_size: 4 dynamic_batching { preferred_batch_size: 4 "
                "max_queue_delay_microseconds: 60000000 default_queue_policy { max_queue_size: 1 } }")  # fmt: skip
@@ -377,63 +201,3 @@ def test_wrong_arguments(arguments, text):
     done = subprocess.run([sys.executable, "-m", "venturi", "serve", *arguments, *ports], capture_output=True, text=True, timeout=120)  # fmt: skip
     assert done.returncode == 1
     assert text in " ".join((done.stdout + done.stderr).split())
-
-
-class Clock:
-    """Stands for the time module; a run takes `run_us` of wall time and as much of its thread's."""
-
-    def __init__(self):
-        self.now, self.run_us = 0, 10
-
-    def perf_counter_ns(self):
-        return self.now
-
-    def thread_time_ns(self):
-        return self.now
-
-    runs_inline = True
-
-    def execute(self, requests):
-        self.now += self.run_us * 1000
-        return []
-
-    def close(self):
-        return
-
-
-def test_fast_models_run_where_the_request_is_until_they_are_slow(monkeypatch):
-    clock, reports = Clock(), queue.SimpleQueue()
-    monkeypatch.setattr(instance_module, "time", clock)
-    instance = Instance("i", clock)
-
-    def on_its_thread(times):
-        for _ in range(times):
-            instance.run([], lambda *report: reports.put(report))
-            reports.get(timeout=20)
-
-    on_its_thread(19)
-    assert not instance.is_fast
-    on_its_thread(1)
-    assert instance.is_fast
-    clock.run_us = 5000
-    for fast in (True, True, False):
-        instance.run_here([])
-        assert instance.is_fast is fast
-    clock.run_us = 10
-    on_its_thread(999)
-    assert not instance.is_fast
-    on_its_thread(1)
-    assert instance.is_fast
-    instance.close()
-
-
-def test_slow_models_keep_their_thread(monkeypatch):
-    clock, reports = Clock(), queue.SimpleQueue()
-    monkeypatch.setattr(instance_module, "time", clock)
-    clock.run_us = 200
-    instance = Instance("i", clock)
-    for _ in range(60):
-        instance.run([], lambda *report: reports.put(report))
-        reports.get(timeout=20)
-    assert not instance.is_fast
-    instance.close()

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tritonclient.grpc as grpc_client
-import tritonclient.http as http_client
 from tritonclient.utils import InferenceServerException
 
 from tests.serve.running import add_engine, scaled, serving
@@ -137,15 +136,6 @@ def server(tmp_path_factory):
     add_engine(root, "scaled", scaled(2.0))
     with serving(root) as running:
         yield running
-
-
-@pytest.fixture(params=["http", "grpc"])
-def client(request, server):
-    module = {"http": http_client, "grpc": grpc_client}[request.param]
-    made = module.InferenceServerClient(server.url(request.param))
-    made.module = module
-    yield made
-    made.close()
 
 
 def ask(client, model: str, arrays: dict, **options):

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import tritonclient.grpc as grpc_client
-import tritonclient.http as http_client
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tritonclient.utils import InferenceServerException
@@ -268,15 +267,6 @@ def server(tmp_path_factory):
     add_python(root, "teller", TELLER, TELLER_CONFIG)
     with serving(root) as running:
         yield running
-
-
-@pytest.fixture(params=["http", "grpc"])
-def client(request, server):
-    module = {"http": http_client, "grpc": grpc_client}[request.param]
-    made = module.InferenceServerClient(server.url(request.param))
-    made.module = module
-    yield made
-    made.close()
 
 
 def say(client, model: str, value: float, sequence, start=False, end=False, shape=(1, 1)):
