@@ -11,13 +11,14 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from venturi.backends.base import Kernel, RegionView
+from venturi.backends.base import RegionView
 from venturi.backends.reference.program import OPERATOR_ERRORS
 from venturi.core.errors import ShapeError, VenturiError
 from venturi.core.log import logger
 from venturi.core.progress import ProgressCallback, report
 from venturi.core.registry import nearest
 from venturi.engine.config import BuildConfig, Profile
+from venturi.engine.in_place import PASSES, InPlace, Settled
 from venturi.engine.plan import Plan, Step, TensorSpec
 from venturi.engine.target import Target, open_target
 from venturi.ir.build import static_shape, subgraphs
@@ -57,17 +58,22 @@ def compile_model(model: ir.Model, config: BuildConfig, progress: ProgressCallba
     examples = None if config.opt_level == 0 else example_inputs(model.graph, profile, config.seed)
     regions = [RegionView(n, weights) for n in model.graph]
     target.prepare(((t, r, c) for r in regions for t, c in tuner.expected(r)), progress)
-    steps, kernels = _plan_steps(model.graph, weights, tuner, _placed(examples, target), progress)
+    placed = _placed(examples, target)
+    plan = _plan_steps(model.graph, weights, tuner, placed, progress)
+    if placed is not None:
+        timer = target.engine_timer([placed[v.name or ""] for v in model.graph.inputs])
+        in_place = InPlace(model.graph, weights, target.backend, timer, cache, tuner.deadline)
+        in_place.settle(plan, PASSES[config.opt_level], progress)
     try:
         cache.save()
     except OSError as exc:
         logger.warning("the timing cache %s could not be saved: %s", cache.path, exc)
-    plan = Plan(
+    made = Plan(
         target.name,
         config.precision,
         tuple(spec_of(v) for v in model.graph.inputs),
         tuple(spec_of(v) for v in model.graph.outputs),
-        tuple(steps),
+        tuple(plan.steps),
         tuple(p.to_json() for p in config.profiles),
         {} if examples is None else {n: list(x.shape) for n, x in examples.items() if hasattr(x, "shape")},
         {k: v for k, v in ctx.rewrites.items() if v},
@@ -76,7 +82,7 @@ def compile_model(model: ir.Model, config: BuildConfig, progress: ProgressCallba
             "planning": round((time.perf_counter() - start) * 1e3, 2),
         },
     )
-    return Built(model, plan, weights, link(model.graph, steps, kernels, weights), target)
+    return Built(model, made, weights, link(model.graph, plan.steps, plan.kernels, weights), target)
 
 
 def _placed(examples: dict[str, Any] | None, target: Target) -> dict[str, Any] | None:
@@ -159,7 +165,7 @@ def _plan_steps(
     tuner: Tuner,
     examples: dict[str, Any] | None,
     progress: ProgressCallback | None,
-) -> tuple[list[Step], list[Kernel]]:
+) -> Settled:
     """Walk the graph once: choose a tactic on the values that the chosen kernels before it produced."""
     nodes = list(graph)
     env: dict[ir.Value, Any] = {}
@@ -168,7 +174,7 @@ def _plan_steps(
         env.update({v: weights[n] for n, v in graph.initializers.items() if n in weights})
     reads = [reads_of(n, weights) for n in nodes]
     last = {v: i for i, values in enumerate(reads) for v in values}
-    steps, kernels = [], []
+    plan = Settled([], [], [])
     live = examples is not None
     with torch.inference_mode():
         for i, node in enumerate(nodes):
@@ -185,12 +191,13 @@ def _plan_steps(
                 except (*OPERATOR_ERRORS, VenturiError) as exc:
                     live = False
                     logger.warning("random inputs fail at %s (%s): the rest is planned without timing", node.name, exc)
-            steps.append(_step(region, choice, args, outputs))
-            kernels.append(choice.kernel)
+            plan.steps.append(_step(region, choice, args, outputs))
+            plan.kernels.append(choice.kernel)
+            plan.problems.append(choice.problem)
             for value in [v for v in reads[i] if last[v] == i and not v.is_graph_output()]:
                 env.pop(value, None)
     report(progress, "plan", len(nodes), len(nodes))
-    return steps, kernels
+    return plan
 
 
 def _has_subgraphs(node: ir.Node) -> bool:

@@ -38,7 +38,9 @@ class Step:
 
     @property
     def time_us(self) -> float | None:
-        return next((m.median_us for m in self.measurements if m.tactic == self.tactic and m.median_us), None)
+        """Of the chosen candidate timed alone."""
+        chosen = (m for m in self.measurements if m.tactic == self.tactic and m.config == self.config)
+        return next((m.median_us for m in chosen if m.median_us), None)
 
 
 @dataclass(frozen=True)

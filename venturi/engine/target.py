@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +18,8 @@ from venturi.runtime.profiler import Profiler
 from venturi.tuning.timer import CpuTimer, Timer
 
 Expected = tuple[Tactic, RegionView, Config]
+# Microseconds of a run, of fewer runs when they take longer than the given ones; None: timed alone is good enough.
+EngineTimer = Callable[[Executable, float], float | None]
 
 
 class RunContext(Protocol):
@@ -54,6 +56,9 @@ class Target(Protocol):
 
     def kernel_files(self) -> dict[str, bytes]: ...
 
+    def engine_timer(self, args: Sequence[Any]) -> EngineTimer:
+        """Times whole engines on `args`."""
+
 
 class CpuTarget:
     name = "cpu"
@@ -80,6 +85,10 @@ class CpuTarget:
 
     def kernel_files(self) -> dict[str, bytes]:
         return {}
+
+    def engine_timer(self, args: Sequence[Any]) -> EngineTimer:
+        """Kernels neither overlap nor find other caches than when timed alone."""
+        return lambda executable, hopeless_us: None
 
 
 class CudaTarget:
@@ -122,6 +131,11 @@ class CudaTarget:
         from venturi.backends.cuda.device import DeviceWeights
 
         return DeviceWeights(host, self.device)
+
+    def engine_timer(self, args: Sequence[Any]) -> EngineTimer:
+        from venturi.runtime.cuda_context import replay_us
+
+        return lambda executable, hopeless_us: replay_us(executable, self.device, args, hopeless_us)
 
     def prepare(self, expected: Iterable[Expected], progress: ProgressCallback | None) -> None:
         """Compile the kernels that may be bound, in parallel."""

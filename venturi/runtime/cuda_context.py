@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from venturi.runtime.executable import Call, Executable
 from venturi.runtime.profiler import Profiler
 
 MAX_BINDINGS = 16
+_GROUPS, _GROUP_US = 5, 2000.0
 T = torch.Tensor
 
 
@@ -166,6 +168,38 @@ class CudaContext:
         self._bindings[key] = binding
         while len(self._bindings) > MAX_BINDINGS:
             self._bindings.popitem(last=False)
+
+
+def replay_us(executable: Executable, device: torch.device, args: Sequence[Any], hopeless_us: float) -> float | None:
+    """Median microseconds of a graph's replays on device inputs; None for an engine that runs without a graph.
+
+    Stops early when the first replays take longer than `hopeless_us`."""
+    side = torch.cuda.Stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.inference_mode(), torch.cuda.stream(side):
+        context, graph = CudaContext(executable, device), torch.cuda.CUDAGraph()
+        with using(context._scratch):
+            context._eager(list(args))
+            side.synchronize()
+            _, reason = context._capture(graph, list(args))
+        return None if reason else _median_us(graph, hopeless_us)
+
+
+def _median_us(graph: torch.cuda.CUDAGraph, hopeless_us: float) -> float:
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    times: list[float] = []
+    calls = 1
+    for _ in range(_GROUPS + 2):
+        start.record()
+        for _ in range(calls):
+            graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) * 1e3 / calls)
+        if len(times) > 2 and times[-1] > hopeless_us:
+            break
+        calls = max(1, min(50, int(_GROUP_US / times[-1])))
+    return statistics.median(times[2:])
 
 
 def _own(outputs: list[Any]) -> list[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -32,12 +32,13 @@ TIE = 1.05
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen for a Region and what it was chosen from."""
+    """What was chosen for a Region and what it was chosen from; `problem` names what was timed, if anything was."""
 
     tactic: str
     config: dict[str, Any]
     kernel: Kernel
     measurements: tuple[Measurement, ...]
+    problem: str = ""
 
 
 @dataclass
@@ -76,8 +77,8 @@ class Tuner:
         if known is not None:
             choice = self._from_cache(region, candidates, known)
             if choice is not None:
-                return choice
-        return self._measure(region, args, candidates, rejected, problem)
+                return replace(choice, problem=problem)
+        return replace(self._measure(region, args, candidates, rejected, problem), problem=problem)
 
     def expected(self, region: RegionView) -> list[tuple[Tactic, Config]]:
         """What `choose` may bind for the Region: winners the cache knows at any shape, else every candidate."""
@@ -167,7 +168,7 @@ class Tuner:
             beat = min((m.median_us or 0.0 for m, _ in measured), default=None)
             call = kernel.parallel.prepared(args) if kernel.parallel is not None else None
             call = call or (lambda k=kernel: k.run(*args))  # type: ignore[misc]
-            timing = self.timer.time(call, REPEATS[self.level], self._deadline(), beat)
+            timing = self.timer.time(call, REPEATS[self.level], self.deadline, beat)
             measured.append(
                 (
                     Measurement(tactic.name, dict(config), round(timing.median_us, 2), round(timing.spread_us, 2)),
@@ -185,7 +186,9 @@ class Tuner:
     def _spent(self) -> bool:
         return self.budget_s is not None and time.perf_counter() - self.started > self.budget_s
 
-    def _deadline(self) -> float:
+    @property
+    def deadline(self) -> float:
+        """When the budget is spent, on time.perf_counter's clock."""
         return float("inf") if self.budget_s is None else self.started + self.budget_s
 
 

@@ -17,6 +17,7 @@ from venturi.backends.cuda.tactics.conv import DepthwiseConv, ImplicitGemmConv, 
 from venturi.backends.cuda.tactics.cublaslt import CublasLtGemm
 from venturi.backends.cuda.tactics.cudnn import CudnnConv
 from venturi.backends.cuda.tactics.cudnn_attention import CudnnAttention
+from venturi.backends.cuda.tactics.early import EARLY, EarlyConv
 from venturi.backends.cuda.tactics.gemm import Gemm
 from venturi.backends.cuda.tactics.pool import ImageMean, WindowPool
 from venturi.backends.cuda.tactics.products import POINTERS, TMA, TMA_SPLIT, VECTOR
@@ -41,6 +42,8 @@ def cuda_backend(device: KernelDevice, place: torch.device) -> Backend:
     """Tactics for kernels of `device` on tensors of `place`."""
     reference = DeviceReference()
     tactics: tuple[Tactic, ...] = (
+        PixelProduct(device, EARLY),
+        EarlyConv(device),
         PixelProduct(device, TMA),
         PixelProduct(device, TMA_SPLIT),
         StemConv(device),
@@ -51,6 +54,7 @@ def cuda_backend(device: KernelDevice, place: torch.device) -> Backend:
         PixelProduct(device, VECTOR),
         WindowPool(device),
         ImageMean(device),
+        Gemm(device, EARLY),
         CublasLtGemm(),
         Gemm(device, TMA),
         Gemm(device, TMA_SPLIT),

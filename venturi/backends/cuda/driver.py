@@ -18,6 +18,7 @@ from venturi.backends.cuda.kernel import Cubin, Parameter
 from venturi.core.errors import DeviceError
 
 _MAX_DYNAMIC_SHARED = 8
+_CLUSTER_DIMENSION = 4
 _PROGRAMMATIC_SERIALIZATION = 6
 _SLOT = 128
 _PACK = {"i32": "<i", "u32": "<I", "i64": "<q", "u64": "<Q", "fp32": "<f", "fp64": "<d", "i1": "<b", "i8": "<b"}
@@ -77,8 +78,14 @@ class LoadedKernel:
         self._count = len(cubin.parameters)
         self._threads = 32 * cubin.num_warps
         self._local = threading.local()
-        self._overlap = (_LaunchAttribute * 1)()
-        self._overlap[0].id, self._overlap[0].value[0] = _PROGRAMMATIC_SERIALIZATION, 1
+        wanted: list[tuple[int, tuple[int, ...]]] = [(_PROGRAMMATIC_SERIALIZATION, (1,))] if cubin.overlaps else []
+        if cubin.cluster > 1:
+            wanted.append((_CLUSTER_DIMENSION, (1, cubin.cluster, 1)))
+        self._attributes = (_LaunchAttribute * max(len(wanted), 1))()
+        self._num_attributes = len(wanted)
+        for attribute, (kind, values) in zip(self._attributes, wanted):
+            attribute.id = kind
+            attribute.value[: len(values)] = values
 
     def launch(self, grid: Sequence[int], args: Sequence[Any]) -> None:
         """`args` as the source's signature without constants: tensors for pointers and descriptors."""
@@ -106,8 +113,7 @@ class LoadedKernel:
         config.block[:] = (self._threads, 1, 1)
         config.shared = self.cubin.shared
         config.stream = torch.cuda.current_stream().cuda_stream
-        if self.cubin.overlaps:
-            config.attributes, config.count = self._overlap, 1
+        config.attributes, config.count = self._attributes, self._num_attributes
         status = driver().launch(C.byref(config), self._function, pointers, None)
         if status:
             raise DeviceError(f"launch of {self.cubin.entry} on grid {tuple(grid)} failed with status {status}")

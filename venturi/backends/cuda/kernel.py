@@ -16,7 +16,8 @@ class KernelSource:
 
     `text` is a module that defines the jit function `name`. `signature` lists every argument in order with its
     Triton type ("*bf16", "i32", "tensordesc<fp16[128,64]>", or "constexpr" for those in `constants`).
-    `divisible` names arguments that are always multiples of 16 (pointers: 16-byte aligned).
+    `divisible` names arguments that are always multiples of 16 (pointers: 16-byte aligned). `cluster` programs along
+    the grid's second axis read each other's shared memory, the last `peer_shared` bytes of it.
     """
 
     name: str
@@ -27,6 +28,8 @@ class KernelSource:
     num_warps: int = 4
     num_stages: int = 3
     arch: int = 90
+    cluster: int = 1
+    peer_shared: int = 0
 
     @property
     def overlaps(self) -> bool:
@@ -37,7 +40,10 @@ class KernelSource:
     def key(self) -> str:
         """Identifies the machine code up to the compiler's version: 24 hex digits. Comments do not count."""
         code = re.sub(r"\s*#.*", "", self.text)
-        return hashlib.sha256(json.dumps(asdict(self) | {"text": code}, sort_keys=True).encode()).hexdigest()[:24]
+        data = asdict(self) | {"text": code}
+        if self.cluster == 1:
+            del data["cluster"], data["peer_shared"]
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:24]
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -62,7 +68,8 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Cubin:
-    """Machine code with its calling convention. `spills` is bytes of local memory a thread, `shared` bytes a block."""
+    """Machine code with its calling convention. `spills` is bytes of local memory a thread, `shared` bytes a block
+    (those that its cluster reads included)."""
 
     key: str
     entry: str
@@ -74,6 +81,7 @@ class Cubin:
     registers: int = 0
     spills: int = 0
     compiler: str = ""
+    cluster: int = 1
 
     def meta(self) -> dict[str, Any]:
         return {k: v for k, v in asdict(self).items() if k != "image"}

@@ -63,7 +63,10 @@ class OnDevice:
         return [] if make is None else make(region, config)
 
     def bind(self, region: RegionView, config: Config) -> Kernel:
+        """Waits for the weights: kernels may read them before they wait for the stream's earlier work."""
         run, move, device = self._tactic.bind(region, config).run, Mover(self._device), self._device
+        if device.type == "cuda":
+            torch.cuda.current_stream(device).synchronize()
 
         def placed(*args: Any) -> Any:
             if all(a.device == device for a in args):

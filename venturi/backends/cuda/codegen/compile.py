@@ -1,4 +1,4 @@
-"""Compiles Triton source to cubins ahead of time; needs no GPU. Run as a module it serves requests on stdin.
+"""Compiles Triton and Gluon source to cubins ahead of time; needs no GPU. Run as a module it serves requests on stdin.
 
 Protocol of the worker: one KernelSource as JSON a line in; one line out with {"meta", "image" (hex)} or {"error"}.
 """
@@ -19,6 +19,7 @@ from venturi.backends.cuda.kernel import Cubin, KernelSource, Parameter
 from venturi.core.errors import TuningError
 
 MAX_SHARED = 232448
+_ALIGNED = 128
 
 
 def compile_source(source: KernelSource, folder: Path) -> Cubin:
@@ -28,6 +29,7 @@ def compile_source(source: KernelSource, folder: Path) -> Cubin:
         import triton
         from triton.backends.compiler import GPUTarget
         from triton.compiler import ASTSource
+        from triton.experimental.gluon._runtime import GluonASTSource
     except ImportError as exc:
         raise TuningError(f"Triton is needed to build for CUDA: {exc}; pip install 'venturi[cuda]'") from exc
 
@@ -41,18 +43,20 @@ def compile_source(source: KernelSource, folder: Path) -> Cubin:
     names = [n for n, _ in source.signature]
     if list(fn.arg_names) != names:
         raise TuningError(f"kernel {source.name} takes {list(fn.arg_names)}, the signature says {names}")
+    language = GluonASTSource if fn.is_gluon() else ASTSource
     attrs = {(names.index(n),): [["tt.divisibility", 16]] for n in source.divisible}
     try:
         made = triton.compile(
-            ASTSource(fn=fn, signature=dict(source.signature), constexprs=constants, attrs=attrs),
+            language(fn=fn, signature=dict(source.signature), constexprs=constants, attrs=attrs),
             target=GPUTarget("cuda", source.arch, 32),
             options={"num_warps": source.num_warps, "num_stages": source.num_stages, "enable_fp_fusion": True},
         )
     except Exception as exc:  # Triton raises its own, its passes' and plain errors alike
         raise TuningError(f"Triton cannot compile {source.name}: {_reason(exc)}") from exc
     meta = made.metadata
-    if meta.shared > MAX_SHARED:
-        raise TuningError(f"{meta.shared} bytes of shared memory, a block has {MAX_SHARED}")
+    shared = meta.shared if source.cluster == 1 else max(-(-meta.shared // _ALIGNED) * _ALIGNED, source.peer_shared)
+    if shared > MAX_SHARED:
+        raise TuningError(f"{shared} bytes of shared memory, a block has {MAX_SHARED}")
     if meta.global_scratch_size:
         raise TuningError(f"{source.name} wants global scratch memory, which the launcher does not give")
     registers, spills = _resources(made.asm["cubin"])
@@ -61,8 +65,8 @@ def compile_source(source: KernelSource, folder: Path) -> Cubin:
     if declared != len(parameters):
         raise TuningError(f"{source.name}: the cubin takes {declared} parameters, expected {len(parameters)}")
     return Cubin(
-        source.key, meta.name, made.asm["cubin"], meta.num_warps, meta.shared, parameters, source.overlaps,
-        registers, spills, f"triton {triton.__version__}",
+        source.key, meta.name, made.asm["cubin"], meta.num_warps, shared, parameters, source.overlaps,
+        registers, spills, f"triton {triton.__version__}", source.cluster,
     )  # fmt: skip
 
 

@@ -1,0 +1,311 @@
+"""Gluon text of small products and convolutions on Hopper: weights are requested before the kernel in front has ended.
+
+A kernel of a small batch lasts as long as its memory latencies. Here the operands of all K steps (or of as many as fit)
+are in flight at once, in a ring in shared memory: the weights, which nobody writes, from the first instruction on, the
+activations as soon as programmatic dependent launch says that they are there. One warpgroup of four warps multiplies 64
+rows. For convolutions a step is 64 channels of one tap; a tile of pixels is a box of the image, moved by the tap, and
+what lies outside the image arrives as zeros.
+
+When tiles are few, the programs of a cluster share a tile's K: each leaves its sums in its own shared memory (in the
+ring, which is over by then), and each adds up a part of the rows from all of them, in a fixed order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from venturi.backends.base import RegionView
+from venturi.backends.cuda.codegen.conv import ConvGeometry
+from venturi.backends.cuda.codegen.expressions import TRITON_TYPES, rounded
+from venturi.backends.cuda.codegen.gemm import GROUPED_TILE
+from venturi.backends.cuda.codegen.module import HEADER, OVERLAP_HEADER, PRELUDE, described, indent, pointer_type
+from venturi.backends.cuda.codegen.tile import TileBody
+from venturi.backends.cuda.kernel import KernelSource
+from venturi.ir.dtypes import DT
+
+STEP = 64
+# Elements a thread handles side by side in an epilogue, without and with a split.
+ACCESS = (8, 4)
+GLUON_HEADER = (
+    "from triton.experimental import gluon\n"
+    "from triton.experimental.gluon import language as gl\n"
+    "from triton.experimental.gluon.language.nvidia.hopper import (\n"
+    "    fence_async_shared, mbarrier, tma, warpgroup_mma, warpgroup_mma_wait,\n"
+    ")\n"
+)
+PEER_PRELUDE = """
+@triton.jit
+def _cluster_barrier():
+    tl.inline_asm_elementwise(
+        "barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned; // dummy $0",
+        "=r", [], dtype=tl.int32, is_pure=False, pack=1)
+
+
+@triton.jit
+def _leave(at, x):
+    # Pairs of neighbours to `at` bytes from the end of this program's shared memory.
+    tl.inline_asm_elementwise(
+        "{ .reg .u32 p, q; mov.u32 p, global_smem; mov.u32 q, %dynamic_smem_size; add.u32 p, p, q; add.u32 p, p, $2; "
+        "st.shared.v2.f32 [p], {$4, $5}; mov.u32 $0, 0; mov.u32 $1, 0; }",
+        "=r,=r,r,r,f,f", [at, x], dtype=tl.int32, is_pure=False, pack=2)
+
+
+@triton.jit
+def _fetch(at, rank):
+    # Four neighbours from `at` bytes from the end of the shared memory of a program of the cluster.
+    return tl.inline_asm_elementwise(
+        "{ .reg .u32 p, q; mov.u32 p, global_smem; mov.u32 q, %dynamic_smem_size; add.u32 p, p, q; add.u32 p, p, $4; "
+        "mapa.shared::cluster.u32 p, p, $8; ld.shared::cluster.v4.f32 {$0, $1, $2, $3}, [p]; }",
+        "=f,=f,=f,=f,r,r,r,r,r,r,r,r", [at, rank], dtype=tl.float32, is_pure=False, pack=4)
+
+"""
+_PADDING = 8
+_EARLY_RESIDUALS = 64
+
+
+@dataclass(frozen=True)
+class EarlyConfig:
+    """A tile of `bm` rows (for convolutions `height` x `width` pixels of `images`) and `bn` columns; `depth` steps in
+    flight; `split` programs, a cluster, share K."""
+
+    bm: int
+    bn: int
+    depth: int
+    warps: int
+    split: int = 1
+    height: int = 0
+    width: int = 0
+    images: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Of a tile that one program finishes."""
+        return self.bm // self.split
+
+    @property
+    def peer_bytes(self) -> int:
+        return self.bm * (self.bn + _PADDING) * 4 if self.split > 1 else 0
+
+    @property
+    def step_bytes(self) -> int:
+        return (self.bm + self.bn) * STEP * 2
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What differs between products and convolutions: `columns` of the result, the `count` of steps, and text.
+
+    `step_lines` and `coordinates` say where the operand of step `k` begins, `address` where a tile's rows are stored.
+    """
+
+    columns: int
+    count: int
+    sizes: tuple[str, ...]
+    rows: str
+    steps: str
+    locate: list[str]
+    coordinates: str
+    step_lines: list[str]
+    block: tuple[int, ...]
+    address: list[str]
+
+
+def product_source(
+    region: RegionView, tile: TileBody, dtype: DT, c: EarlyConfig, n: int, k: int, arch: int
+) -> KernelSource:
+    """D[M, n] = epilogue(A[M, k] @ B[n, k]^T)."""
+    reader = Reader(
+        n, -(-k // STEP),
+        ("M", "N", "K"), "tl.cdiv(M, BM)", f"tl.cdiv(K, {STEP})", [], f"[pm * BM, k * {STEP}]", [], (c.bm, STEP),
+        ["mask = (m < M)[:, None] & (n < N)[None, :]", "at = m.to(tl.int64)[:, None] * N + n[None, :]"],
+    )  # fmt: skip
+    return _source("gemm_early", region, tile, dtype, c, arch, reader)
+
+
+def conv_source(
+    region: RegionView, tile: TileBody, g: ConvGeometry, dtype: DT, c: EarlyConfig, arch: int
+) -> KernelSource:
+    """Weights are [outputs, taps * channels]; see `conv_reader` for the image."""
+    return _source("conv_early", region, tile, dtype, c, arch, conv_reader(g, c))
+
+
+def conv_reader(g: ConvGeometry, c: EarlyConfig) -> Reader:
+    """Stride 1 reads the image as [images, H, W, C], stride 2 as [images, H / 2, 2, W / 2, 2 * C]."""
+    per_tap, taps = g.channels // STEP, g.kernel[0] * g.kernel[1]
+    halves = g.strides[0] == 2
+    offset = [
+        f"tap = k // {per_tap}",
+        f"r = (tap // {g.kernel[1]}) * {g.dilations[0]} - {g.pads[0]}",
+        f"s = (tap % {g.kernel[1]}) * {g.dilations[1]} - {g.pads[1]}",
+        f"channel = (k % {per_tap}) * {STEP}",
+    ]
+    if halves:
+        coordinates = f"[image, p0 + (r >> 1), r & 1, q0 + (s >> 1), (s & 1) * {g.channels} + channel]"
+    else:
+        coordinates = "[image, p0 + r, q0 + s, channel]"
+    return Reader(
+        g.outputs,
+        taps * per_tap,
+        ("images", "P", "Q", "N"),
+        f"tl.cdiv(images, {c.images}) * tl.cdiv(P, {c.height}) * tl.cdiv(Q, {c.width})",
+        str(taps * per_tap),
+        [
+            f"across = tl.cdiv(Q, {c.width})",
+            f"down = tl.cdiv(P, {c.height})",
+            f"image = pm // (across * down) * {c.images}",
+            f"p0 = ((pm // across) % down) * {c.height}",
+            f"q0 = (pm % across) * {c.width}",
+        ],
+        coordinates,
+        offset,
+        (c.images, c.height, 1, c.width, STEP) if halves else (c.images, c.height, c.width, STEP),
+        [
+            f"item = image + m // {c.height * c.width}",
+            f"p = p0 + m // {c.width} % {c.height}",
+            f"q = q0 + m % {c.width}",
+            "mask = ((item < images) & (p < P) & (q < Q))[:, None] & (n < N)[None, :]",
+            "at = ((item * P + p) * Q + q).to(tl.int64)[:, None] * N + n[None, :]",
+        ],
+    )
+
+
+def _source(
+    name: str, region: RegionView, tile: TileBody, dtype: DT, c: EarlyConfig, arch: int, reader: Reader
+) -> KernelSource:
+    arguments = ["a", "b", "c", *tile.arguments, *reader.sizes]
+    body = [*_prologue(tile, c, reader), *_sums(c, reader), *_finish(tile, c)]
+    text = "\n".join([
+        described(region),
+        HEADER + GLUON_HEADER + OVERLAP_HEADER + PRELUDE + (PEER_PRELUDE if c.split > 1 else ""),
+        "@gluon.jit",
+        f"def {name}({', '.join(arguments)}, BM: tl.constexpr, BN: tl.constexpr):",
+        *indent(body),
+        "",
+    ])  # fmt: skip
+    kind = TRITON_TYPES[dtype]
+    signature = [
+        ("a", descriptor_type(kind, reader.block)), ("b", descriptor_type(kind, (c.bn, STEP))),
+        ("c", pointer_type(tile.output.dtype)),
+        *zip(tile.arguments, (pointer_type(v.dtype) for v in tile.values)),
+        *((s, "i32") for s in reader.sizes),
+        ("BM", "constexpr"), ("BN", "constexpr"),
+    ]  # fmt: skip
+    divisible = ("c", *tile.arguments, *(["N"] if reader.columns % 16 == 0 else []))
+    constants = (("BM", c.bm), ("BN", c.bn))
+    return KernelSource(
+        name, text, tuple(signature), constants, divisible, c.warps, 1, arch, c.split, c.peer_bytes
+    )  # fmt: skip
+
+
+def descriptor_type(kind: str, block: tuple[int, ...]) -> str:
+    sizes = ",".join(map(str, block))
+    layout = f"NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank={len(block)})"
+    return f"tensordesc<{kind}[{sizes}],{layout}>"
+
+
+def _prologue(tile: TileBody, c: EarlyConfig, reader: Reader) -> list[str]:
+    """Up to the moment the first sums can be computed."""
+    early = range(len(tile.tiles)) if _loads_early(c) else ()
+    return [
+        "gdc_launch_dependents()",
+        f"sums: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [{c.warps}, 1], [16, BN, 16])",
+        f"rows: gl.constexpr = {_rows_layout(c)}",
+        f"tiles_m = {reader.rows}",
+        "tiles_n = tl.cdiv(N, BN)",
+        "tile = tl.program_id(0)",
+        *GROUPED_TILE,
+        *reader.locate,
+        f"total = {reader.steps}",
+        f"share = tl.cdiv(total, {c.split})",
+        "begin = tl.program_id(1) * share",
+        "steps = tl.minimum(share, total - begin)",
+        f"a_ring = gl.allocate_shared_memory(a.dtype, [{c.depth}] + a.block_type.shape, a.layout)",
+        f"b_ring = gl.allocate_shared_memory(b.dtype, [{c.depth}] + b.block_type.shape, b.layout)",
+        f"there = gl.allocate_shared_memory(gl.int64, [{c.depth}, 1], mbarrier.MBarrierLayout())",
+        f"for i in gl.static_range({c.depth}):",
+        "    mbarrier.init(there.index(i), count=1)",
+        "fence_async_shared()",
+        f"for i in range(tl.minimum(steps, {c.depth})):",
+        "    k = begin + i",
+        "    mbarrier.expect(there.index(i), a.block_type.nbytes + b.block_type.nbytes)",
+        f"    tma.async_copy_global_to_shared(b, [pn * BN, k * {STEP}], there.index(i), b_ring.index(i))",
+        f"m = gl.arange(0, {c.rows}, gl.SliceLayout(1, rows)) + tl.program_id(1) * {c.rows}"
+        + ("" if c.height else " + pm * BM"),
+        "n = gl.arange(0, BN, gl.SliceLayout(0, rows)) + pn * BN",
+        *tile.load_columns("n", "n < N"),
+        "gdc_wait()",
+        f"for i in range(tl.minimum(steps, {c.depth})):",
+        "    k = begin + i",
+        *indent(reader.step_lines),
+        f"    tma.async_copy_global_to_shared(a, {reader.coordinates}, there.index(i), a_ring.index(i))",
+        *reader.address,
+        *(f"early{i} = tl.load(tile{i} + at, mask=mask, other=0.0)" for i in early),
+    ]
+
+
+def _sums(c: EarlyConfig, reader: Reader) -> list[str]:
+    """`acc` in rows. A step's ring slot is filled again one step later, when its product is known to be over."""
+    flat = "" if len(reader.block) == 2 else (
+        f"._reinterpret(a.dtype, [BM, {STEP}], gl.NVMMASharedLayout(128, 16, 2))"
+    )  # fmt: skip
+    refill = [
+        f"    more = (i > 0) & (i - 1 + {c.depth} < steps)",
+        f"    free = (i + {c.depth - 1}) % {c.depth}",
+        f"    k = begin + i - 1 + {c.depth}",
+        *indent(reader.step_lines),
+        "    mbarrier.expect(there.index(free), a.block_type.nbytes + b.block_type.nbytes, pred=more)",
+        "    tma.async_copy_global_to_shared("
+        f"b, [pn * BN, k * {STEP}], there.index(free), b_ring.index(free), pred=more)",
+        "    tma.async_copy_global_to_shared("
+        f"a, {reader.coordinates}, there.index(free), a_ring.index(free), pred=more)",
+    ]
+    return [
+        "acc = gl.zeros((BM, BN), gl.float32, sums)",
+        "for i in range(steps):",
+        f"    slot = i % {c.depth}",
+        f"    mbarrier.wait(there.index(slot), (i // {c.depth}) & 1)",
+        f"    x = a_ring.index(slot){flat}",
+        "    acc = warpgroup_mma(x, b_ring.index(slot).permute((1, 0)), acc, is_async=True)",
+        "    acc = warpgroup_mma_wait(1, deps=(acc,))",
+        *(refill if -(-reader.count // c.split) > c.depth else []),
+        "acc = warpgroup_mma_wait(0, deps=(acc,))",
+    ]
+
+
+def _finish(tile: TileBody, c: EarlyConfig) -> list[str]:
+    """The epilogue on the rows of a tile that this program finishes."""
+    out_type = tile.output.dtype
+    assert out_type is not None
+    loads = [f"t{i} = early{i}.to(tl.float32)" for i in range(len(tile.tiles))]
+    if not _loads_early(c):
+        loads = [f"t{i} = tl.load(tile{i} + at, mask=mask, other=0.0).to(tl.float32)" for i in range(len(tile.tiles))]
+    store = [*loads, *tile.lines, f"tl.store(c + at, {rounded('result', out_type)}, mask=mask)"]
+    if c.split == 1:
+        return ["acc = gl.convert_layout(acc, rows)", *store]
+    stride = 4 * (c.bn + _PADDING)
+    return [
+        "gl.thread_barrier()",
+        "down = gl.arange(0, BM, gl.SliceLayout(1, sums))",
+        "across = gl.arange(0, BN, gl.SliceLayout(0, sums))",
+        f"_leave((down * {stride})[:, None] + (across * 4 - {c.peer_bytes})[None, :], acc)",
+        "_cluster_barrier()",
+        f"down = gl.arange(0, {c.rows}, gl.SliceLayout(1, rows)) + tl.program_id(1) * {c.rows}",
+        "across = gl.arange(0, BN, gl.SliceLayout(0, rows))",
+        f"where = (down * {stride})[:, None] + (across * 4 - {c.peer_bytes})[None, :]",
+        "acc = _fetch(where, where * 0)",
+        f"for rank in gl.static_range(1, {c.split}):",
+        "    acc += _fetch(where, where * 0 + rank)",
+        "_cluster_barrier()",
+        *store,
+    ]
+
+
+def _rows_layout(c: EarlyConfig) -> str:
+    """Neighbouring threads hold neighbouring columns, as many a thread as one access moves."""
+    width = ACCESS[c.split > 1]
+    across = min(32, c.bn // width)
+    return f"gl.BlockedLayout([1, {width}], [{32 // across}, {across}], [{c.warps}, 1], [1, 0])"
+
+
+def _loads_early(c: EarlyConfig) -> bool:
+    return c.rows * c.bn <= _EARLY_RESIDUALS * 32 * c.warps
