@@ -23,7 +23,7 @@ from venturi.core.errors import (
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from venturi.api import build, load
+    from venturi.api import build, load, tune
     from venturi.engine.config import BuildConfig, Profile
     from venturi.engine.engine import Engine
     from venturi.engine.plan import TensorSpec
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "build": "venturi.api",
     "load": "venturi.api",
+    "tune": "venturi.api",
     "Engine": "venturi.engine.engine",
     "BuildConfig": "venturi.engine.config",
     "Profile": "venturi.engine.config",
@@ -74,6 +75,7 @@ __all__ = [
     "__version__",
     "build",
     "load",
+    "tune",
 ]
 
 

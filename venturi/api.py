@@ -13,8 +13,9 @@ from venturi.core.log import CallbackHandler, LogCallback, logger
 from venturi.core.progress import ProgressCallback, report
 from venturi.engine.builder import compile_model
 from venturi.engine.config import BuildConfig, Profile
-from venturi.engine.engine import Engine, load_engine
+from venturi.engine.engine import Engine
 from venturi.engine.inspector import make_report
+from venturi.engine.opening import load_engine, tune_engine
 from venturi.engine.plan import Plan
 from venturi.engine.target import resolve_device
 from venturi.frontends.sources import import_model
@@ -25,6 +26,7 @@ def build(
     example: Any = None,
     *,
     device: str | None = None,
+    target: str | None = None,
     precision: str | None = None,
     profiles: Sequence[Profile] | Profile | None = None,
     budget: float | None = None,
@@ -44,6 +46,8 @@ def build(
         source: ONNX path, bytes or proto, onnx_ir.Model, vt.Network, nn.Module or ExportedProgram.
         example: inputs for torch modules: a tensor, a tuple, or a mapping of keyword inputs.
         device: "cpu", "cuda", "cuda:1"; "auto" is the first GPU, else the CPU.
+        target: "sm_90": build for a GPU that is not here, by heuristics (needs opt_level=0); save the engine, load the
+            file on the GPU, and choose its kernels by timing there with `vt.tune`.
         precision: "model" (as typed), "fp32", "fp16", "bf16". Inputs and outputs keep the model's types.
         profiles: shape ranges of dynamic inputs; the first one's optimum is tuned for.
         budget: seconds of tuning; without one, every candidate is timed.
@@ -62,7 +66,7 @@ def build(
     """
     check_environment()
     given: dict[str, Any] = {
-        "device": device, "precision": precision, "budget": budget, "opt_level": opt_level,
+        "device": device, "target": target, "precision": precision, "budget": budget, "opt_level": opt_level,
         "timing_cache": timing_cache, "strict": strict, "refit": refit, "strip": strip,
     }  # fmt: skip
     changes = {k: v for k, v in given.items() if v is not None}
@@ -95,6 +99,28 @@ def load(
     """
     check_environment()
     return load_engine(path, weights=weights, verify=verify, device=device)
+
+
+def tune(
+    path: str | Path,
+    *,
+    device: str | None = None,
+    budget: float | None = None,
+    opt_level: int = 3,
+    timing_cache: str | Path | None = None,
+    progress: ProgressCallback | None = None,
+) -> Engine:
+    """Choose the tactics of an engine file anew, by timing on this machine; the file stays as it is until you save.
+
+    For engines built elsewhere, without timing, or by an older version. `device` is by default the kind of device the
+    file was built for. Raises EngineError for damaged or stripped files, DeviceError when the device is not there.
+    """
+    check_environment()
+    engine = tune_engine(
+        path, device=device, budget=budget, opt_level=opt_level, timing_cache=timing_cache, progress=progress
+    )
+    explain(engine.plan, DEBUG.get())
+    return engine
 
 
 def explain(plan: Plan, level: int) -> None:

@@ -45,7 +45,7 @@ def test_public_names_are_pinned() -> None:
         "Batching", "BuildConfig", "CudaGraphConfig", "DeviceError", "Engine", "EngineError",
         "GuidedDecodingParams", "InternalError", "KvCacheConfig", "LLM", "ModelError", "Network", "Profile",
         "RequestError", "SamplingParams", "SchedulerConfig", "ShapeError", "TensorSpec", "TuningError",
-        "VenturiError", "__version__", "build", "load",
+        "VenturiError", "__version__", "build", "load", "tune",
     ]  # fmt: skip
     for name in vt.__all__:
         assert getattr(vt, name) is not None

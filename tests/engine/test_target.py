@@ -10,7 +10,7 @@ import torch
 import venturi as vt
 from tests.engine.models import mlp
 from venturi.core.errors import EngineError
-from venturi.engine.engine import _check_device
+from venturi.engine.opening import _check_device
 from venturi.engine.target import CpuTarget, open_target, resolve_device
 
 

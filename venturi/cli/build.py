@@ -1,4 +1,4 @@
-"""`venturi build`: a model file in, an engine file out."""
+"""`venturi build`: a model file in, an engine file out. `venturi tune`: an engine file, timed here."""
 
 from __future__ import annotations
 
@@ -33,6 +33,9 @@ def build(
     model: Annotated[Path, typer.Argument(help="ONNX file.")],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Engine file; default MODEL.vt.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
+    target: Annotated[
+        str | None, typer.Option(help="Architecture of a GPU that is not here: sm_90. Needs --no-tune.")
+    ] = None,
     precision: Annotated[str, typer.Option(help="model, fp32, fp16 or bf16.")] = "model",
     shapes: Annotated[str | None, typer.Option(help="Fixed shapes: x:1x3x224x224,ids:1x128.")] = None,
     min_shapes: Annotated[str | None, typer.Option(help="Smallest shapes of a profile.")] = None,
@@ -40,6 +43,7 @@ def build(
     max_shapes: Annotated[str | None, typer.Option(help="Largest shapes of a profile.")] = None,
     budget: Annotated[float | None, typer.Option(help="Seconds of tuning; default no limit.")] = None,
     opt_level: Annotated[int, typer.Option(help="0 (no timing) to 5 (longest).")] = 3,
+    no_tune: Annotated[bool, typer.Option("--no-tune", help="Choose by heuristics: --opt-level 0.")] = False,
     timing_cache: Annotated[Path | None, typer.Option(help="JSON file; default ~/.cache/venturi/timing.json.")] = None,
     refit: Annotated[bool, typer.Option("--refit", help="Keep the source, so that weights can be replaced.")] = False,
     strip: Annotated[bool, typer.Option("--strip", help="Leave the weights out of the file.")] = False,
@@ -50,19 +54,46 @@ def build(
     """Compile an ONNX model into an engine file."""
     import venturi as vt
 
-    target = output or model.with_suffix(".vt")
+    file = output or model.with_suffix(".vt")
     profile = profile_options(shapes, min_shapes, opt_shapes, max_shapes)
     start = time.perf_counter()
     with progress_bar(not quiet and not as_json) as progress:
         engine = vt.build(
-            model, device=device, precision=precision, profiles=profile, budget=budget, opt_level=opt_level,
-            timing_cache=timing_cache, refit=refit, strip=strip, strict=strict, progress=progress,
+            model, device=device, target=target, precision=precision, profiles=profile, budget=budget,
+            opt_level=0 if no_tune else opt_level, timing_cache=timing_cache, refit=refit, strip=strip, strict=strict,
+            progress=progress,
         )  # fmt: skip
-    seconds = time.perf_counter() - start
-    engine.save(target)
+    _save(engine, file, time.perf_counter() - start, as_json, "built")
+
+
+def tune(
+    engine: Annotated[Path, typer.Argument(help="Engine file.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Where to write; default over the file.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default what the file was built for.")] = None,
+    budget: Annotated[float | None, typer.Option(help="Seconds of tuning; default no limit.")] = None,
+    opt_level: Annotated[int, typer.Option(help="1 to 5 (longest).")] = 3,
+    timing_cache: Annotated[Path | None, typer.Option(help="JSON file; default ~/.cache/venturi/timing.json.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan's summary as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress bar.")] = False,
+) -> None:
+    """Choose the kernels of an engine file anew, by timing them on this machine."""
+    import venturi as vt
+
+    start = time.perf_counter()
+    with progress_bar(not quiet and not as_json) as progress:
+        made = vt.tune(
+            engine, device=device, budget=budget, opt_level=opt_level, timing_cache=timing_cache, progress=progress
+        )
+    _save(made, output or engine, time.perf_counter() - start, as_json, "tuned")
+
+
+def _save(engine: Any, file: Path, seconds: float, as_json: bool, done: str) -> None:
+    engine.save(file)
     report = engine.inspect()
     if as_json:
-        emit_json({"engine": str(target), "build_s": seconds, "bytes": target.stat().st_size, **report.to_json()})
+        emit_json({"engine": str(file), "build_s": seconds, "bytes": file.stat().st_size, **report.to_json()})
         return
     console.print(report.table())
-    console.print(f"built in {seconds:.2f} s, {target.stat().st_size / 1e6:.1f} MB: {target}", highlight=False)
+    console.print(f"{done} in {seconds:.2f} s, {file.stat().st_size / 1e6:.1f} MB: {file}", highlight=False)

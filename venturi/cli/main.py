@@ -19,6 +19,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("build", epilog="Example: venturi build model.onnx -o model.vt --precision bf16")(build.build)
+app.command("tune", epilog="Example: venturi tune model.vt --budget 60")(build.tune)
 app.command("bench", epilog="Example: venturi bench model.vt --shapes x:8x3x224x224 --json")(bench.bench)
 app.command("run", epilog="Example: venturi run model.onnx --backends venturi,reference,onnxruntime")(run.run)
 app.command("check", epilog="Example: venturi check model.onnx")(check.check)

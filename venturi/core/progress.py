@@ -10,7 +10,7 @@ from venturi.core.errors import TuningError
 
 @dataclass(frozen=True)
 class ProgressEvent:
-    """`phase` is one of import, passes, compile, plan, in place, pack; `step` of `num_steps` is done; `detail` names it."""
+    """`phase` is import, passes, compile, plan, in place or pack; `step` of `num_steps` is done; `detail` names it."""
 
     phase: str
     step: int

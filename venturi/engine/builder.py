@@ -20,7 +20,7 @@ from venturi.core.registry import nearest
 from venturi.engine.config import BuildConfig, Profile
 from venturi.engine.in_place import PASSES, InPlace, Settled
 from venturi.engine.plan import Plan, Step, TensorSpec
-from venturi.engine.target import Target, open_target
+from venturi.engine.target import OfflineTarget, Target, open_target
 from venturi.ir.build import static_shape, subgraphs
 from venturi.ir.dtypes import dtype_name
 from venturi.ir.region import is_region
@@ -46,11 +46,25 @@ class Built:
 
 def compile_model(model: ir.Model, config: BuildConfig, progress: ProgressCallback | None = None) -> Built:
     """Run the passes on `model` (in place) and plan it for the configured device."""
-    target = open_target(config.device)
+    target = open_target(config.device) if config.target is None else OfflineTarget(config.target)
     check_profiles(model.graph, config.profiles)
     ctx = PassContext(precision=config.precision)
     pass_ms = run_pipeline(model, ctx, progress=progress)
-    weights = target.weights(stored_weights(model.graph))
+    rewrites = {k: v for k, v in ctx.rewrites.items() if v}
+    return plan_model(model, stored_weights(model.graph), config, target, rewrites, sum(pass_ms.values()), progress)
+
+
+def plan_model(
+    model: ir.Model,
+    stored: Mapping[str, Any],
+    config: BuildConfig,
+    target: Target,
+    rewrites: dict[str, int],
+    pass_ms: float = 0.0,
+    progress: ProgressCallback | None = None,
+) -> Built:
+    """Choose a tactic for every Region of an optimized model. `rewrites` and `pass_ms` say how it became one."""
+    weights = target.weights(stored)
     start = time.perf_counter()
     cache = TimingCache(config.timing_cache if config.timing_cache is not None else default_path(), target.describe())
     tuner = Tuner(target.backend, cache, config.opt_level, config.budget, config.strict, target.timer())
@@ -76,9 +90,9 @@ def compile_model(model: ir.Model, config: BuildConfig, progress: ProgressCallba
         tuple(plan.steps),
         tuple(p.to_json() for p in config.profiles),
         {} if examples is None else {n: list(x.shape) for n, x in examples.items() if hasattr(x, "shape")},
-        {k: v for k, v in ctx.rewrites.items() if v},
+        rewrites,
         {
-            "passes": round(sum(pass_ms.values()), 2),
+            "passes": round(pass_ms, 2),
             "planning": round((time.perf_counter() - start) * 1e3, 2),
         },
     )

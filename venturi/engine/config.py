@@ -75,11 +75,13 @@ def _range(name: str, given: Sequence[Any]) -> tuple[Dims, Dims, Dims]:
 
 
 class BuildConfig(BaseModel):
-    """Fields of a build. `budget` in seconds bounds tuning; `opt_level` 0 (no timing) to 5 (longest)."""
+    """Fields of a build. `budget` in seconds bounds tuning; `opt_level` 0 (no timing) to 5 (longest); `target` is the
+    architecture ("sm_90") of a GPU that need not be here: nothing can be timed then."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
     device: str = "auto"
+    target: str | None = None
     precision: Precision = "model"
     profiles: tuple[Profile, ...] = ()
     budget: float | None = Field(default=None, gt=0)
@@ -98,6 +100,15 @@ class BuildConfig(BaseModel):
                 if name not in cls.model_fields:
                     raise ValueError(f"unknown build option {name!r}.{nearest(name, cls.model_fields)}")
         return data
+
+    @model_validator(mode="after")
+    def _times_only_what_is_here(self) -> BuildConfig:
+        if self.target is not None and self.opt_level != 0:
+            raise ValueError(
+                f"target {self.target!r} is built without timing kernels: pass opt_level=0 (--no-tune), then tune the "
+                "engine file on its GPU with `venturi tune`"
+            )
+        return self
 
     @classmethod
     def create(cls, base: BuildConfig | None = None, **changes: Any) -> BuildConfig:

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +14,20 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from venturi.core.errors import EngineError, ShapeError, mapped
+from venturi.core.errors import EngineError, ShapeError
 from venturi.core.log import logger
 from venturi.core.registry import nearest
-from venturi.engine.artifact import SOURCE_WEIGHTS, WEIGHTS, Loaded, open_artifact, read_json, save_artifact
+from venturi.engine.artifact import SOURCE_WEIGHTS, WEIGHTS, save_artifact
 from venturi.engine.builder import Built, compile_model, rename_steps, stored_weights
 from venturi.engine.config import BuildConfig, Profile
-from venturi.engine.graph_file import pack_graph, set_weights, unpack_graph
+from venturi.engine.graph_file import pack_graph, set_weights
 from venturi.engine.inspector import Report, make_report
 from venturi.engine.plan import Plan, TensorSpec
-from venturi.engine.target import RunContext, Target, open_target
+from venturi.engine.target import RunContext, Target
 from venturi.ir.dtypes import dtype_from_name
 from venturi.ops.tensors import STORAGE, to_numpy, to_torch
 from venturi.runtime.batching import Batching, Worker
-from venturi.runtime.executable import Executable, bind_plan
+from venturi.runtime.executable import bind_plan
 from venturi.runtime.profiler import Profiler
 
 
@@ -220,11 +219,11 @@ class Engine:
         if self._source is None:
             raise EngineError("this engine keeps no source model; build it with refit=True")
         source = self._source.clone()
-        given = weights if isinstance(weights, Mapping) else _weights_of(weights)
+        given = weights if isinstance(weights, Mapping) else weights_of(weights)
         if not isinstance(weights, Mapping):
             given = {n: w for n, w in given.items() if n in source.graph.initializers}
         set_weights(source, given)
-        built = _rebuild(source, self.plan, self._config, self._built.target)
+        built = rebuild(source, self.plan, self._config, self._built.target)
         self._source, self._built = source, built
         self._idle = queue.LifoQueue()
 
@@ -262,7 +261,7 @@ def _numpy(spec: TensorSpec) -> Any:
     return None if logical is None or logical == ir.DataType.STRING else logical.numpy()
 
 
-def _weights_of(path: str | Path) -> dict[str, Any]:
+def weights_of(path: str | Path) -> dict[str, Any]:
     from venturi.frontends.onnx_import import import_onnx
 
     return {
@@ -270,7 +269,7 @@ def _weights_of(path: str | Path) -> dict[str, Any]:
     }
 
 
-def _rebuild(source: ir.Model, plan: Plan, config: BuildConfig, target: Target) -> Built:
+def rebuild(source: ir.Model, plan: Plan, config: BuildConfig, target: Target) -> Built:
     """Passes again on the new weights, then the old choices; tuned anew only when the graph came out different."""
     from venturi.passes.pipeline import run_pipeline
     from venturi.passes.rewriting import PassContext
@@ -291,93 +290,3 @@ def _ops(node: ir.Node) -> tuple[str, ...]:
     from venturi.ir.region import members
 
     return tuple(n.op_type for n in members(node))
-
-
-def load_engine(
-    path: str | Path,
-    *,
-    weights: Mapping[str, Any] | str | Path | None = None,
-    verify: bool = True,
-    device: str | None = None,
-) -> Engine:
-    """Open an engine file: checks the seal, maps the weights, binds the kernels. Raises EngineError.
-
-    `weights` (arrays by source name, or the ONNX file) is needed for stripped engines and refits others.
-    """
-    loaded = open_artifact(path, verify=verify)
-    container, plan = loaded.container, loaded.plan
-    options = loaded.manifest.get("options", {})
-    config = BuildConfig.create(None, **{k: v for k, v in options.items() if k in BuildConfig.model_fields})
-    where = str(path)
-    target = _target_of(loaded, device, where)
-    config = config.model_copy(update={"device": plan.target if device is None else device})
-    if loaded.manifest.get("stripped"):
-        if weights is None:
-            raise EngineError("the engine is stripped: pass weights=<the ONNX file or a dict of arrays>", where=where)
-        source = _restore_source(container.entry("source.onnx"), weights, where)
-        return Engine(_rebuild(source, plan, config, target), config, source)
-    model, stored = unpack_graph(container.entry("graph.onnx"), container.entry(WEIGHTS), where)
-    weights_there = target.weights(stored)
-    executable = _bind(model, plan, weights_there, where, target)
-    plan = replace(plan, steps=tuple(c.step for c in executable.calls))
-    built = Built(model, plan, weights_there, executable, target)
-    kept = None
-    if "source.onnx" in container.entries:
-        kept, _ = unpack_graph(container.entry("source.onnx"), container.entry(SOURCE_WEIGHTS), where)
-    engine = Engine(built, config, kept)
-    if weights is not None:
-        engine.refit(weights)
-    return engine
-
-
-def _target_of(loaded: Loaded, device: str | None, where: str) -> Target:
-    """The target the plan was made for, with the file's own kernels."""
-    if loaded.plan.target == "cpu":
-        return open_target("cpu")
-    from venturi.backends.cuda.store import kernels_of_engine
-
-    listed = "kernels/index.json"
-    index = read_json(loaded.container, listed) if listed in loaded.container.entries else []
-    with mapped(where, EngineError):
-        kernels = kernels_of_engine(lambda name: bytes(loaded.container.entry(name)), index)
-        target = open_target(device or loaded.plan.target, kernels)
-        _check_device(loaded.manifest.get("device"), target.fingerprint())
-        return target
-
-
-def _check_device(built: Any, here: Mapping[str, str]) -> None:
-    """Another architecture cannot run the kernels; another GPU or library may only make the choices less good."""
-    if not isinstance(built, dict) or built.get("arch") != here["arch"]:
-        was = built.get("arch") if isinstance(built, dict) else "nothing known"
-        raise EngineError(f"the engine's kernels are for {was}, this GPU is {here['arch']}; build it again here")
-    for name in ("gpu", "libraries"):
-        if built.get(name) != here[name]:
-            logger.warning("the engine was tuned with %s %r, here is %r", name, built.get(name), here[name])
-
-
-def _bind(model: ir.Model, plan: Plan, stored: Mapping[str, Any], where: str, target: Target) -> Executable:
-    with mapped(where, EngineError):
-        return bind_plan(model.graph, plan.steps, stored, target.backend)
-
-
-def _restore_source(data: memoryview, weights: Mapping[str, Any] | str | Path, where: str) -> ir.Model:
-    import onnx
-
-    model: ir.Model = ir.from_proto(onnx.ModelProto.FromString(bytes(data)))
-    given = weights if isinstance(weights, Mapping) else _weights_of(weights)
-    missing = []
-    for name, value in model.graph.initializers.items():
-        if isinstance(value.const_value, ir.ExternalTensor):
-            if name not in given:
-                missing.append(name)
-                continue
-            array = np.asarray(given[name])
-            if list(array.shape) != list(value.const_value.shape):
-                raise EngineError(
-                    f"weight {name!r} has shape {list(value.const_value.shape)}, got {list(array.shape)}",
-                    where=where,
-                )
-            value.const_value = ir.Tensor(array, dtype=value.const_value.dtype, name=name)
-    if missing:
-        raise EngineError(f"{len(missing)} weights are missing: {missing[:10]}", where=where)
-    return model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -16,6 +16,9 @@ from venturi.runtime.context import Context
 from venturi.runtime.executable import Executable
 from venturi.runtime.profiler import Profiler
 from venturi.tuning.timer import CpuTimer, Timer
+
+if TYPE_CHECKING:
+    from venturi.backends.cuda.store import KernelStore
 
 Expected = tuple[Tactic, RegionView, Config]
 # Microseconds of a run, of fewer runs when they take longer than the given ones; None: timed alone is good enough.
@@ -139,21 +142,58 @@ class CudaTarget:
 
     def prepare(self, expected: Iterable[Expected], progress: ProgressCallback | None) -> None:
         """Compile the kernels that may be bound, in parallel."""
-        sources = []
-        for tactic, region, config in expected:
-            make = getattr(tactic, "sources", None)
-            if make is not None:
-                sources += make(region, config)
-        self._store.compile(sources, lambda i, n: report(progress, "compile", i, n))
+        compile_expected(self._store, expected, progress)
 
     def kernel_files(self) -> dict[str, bytes]:
-        import json
+        return self._store.files()
 
-        used = self._store.used
-        if not used:
-            return {}
-        index = json.dumps([c.meta() for c in used.values()], indent=1).encode()
-        return {"kernels/index.json": index} | {f"kernels/{k}.cubin": c.image for k, c in used.items()}
+
+def compile_expected(store: KernelStore, expected: Iterable[Expected], progress: ProgressCallback | None) -> None:
+    sources = []
+    for tactic, region, config in expected:
+        make = getattr(tactic, "sources", None)
+        if make is not None:
+            sources += make(region, config)
+    store.compile(sources, lambda i, n: report(progress, "compile", i, n))
+
+
+class OfflineTarget:
+    """A GPU that is not here: engines can be built and saved for it, not run."""
+
+    name = "cuda"
+    device = torch.device("cpu")
+
+    def __init__(self, target: str) -> None:
+        from venturi.backends.cuda.offline import offline_backend, parse_arch
+        from venturi.backends.cuda.store import KernelStore
+
+        self._arch = parse_arch(target)
+        self._store = KernelStore()
+        self.backend = offline_backend(self._arch, self._store)
+
+    def describe(self) -> str:
+        return f"sm_{self._arch} that is not here"
+
+    def fingerprint(self) -> dict[str, str]:
+        return {"arch": f"sm_{self._arch}", "gpu": "", "libraries": ""}
+
+    def timer(self) -> Timer:
+        return CpuTimer()
+
+    def context(self, executable: Executable) -> RunContext:
+        raise DeviceError(f"the engine is built for sm_{self._arch}, which is not here: save it, and load it there")
+
+    def weights(self, host: Mapping[str, Any]) -> Mapping[str, Any]:
+        return host
+
+    def engine_timer(self, args: Sequence[Any]) -> EngineTimer:
+        return lambda executable, hopeless_us: None
+
+    def prepare(self, expected: Iterable[Expected], progress: ProgressCallback | None) -> None:
+        compile_expected(self._store, expected, progress)
+
+    def kernel_files(self) -> dict[str, bytes]:
+        return self._store.files()
 
 
 @functools.cache

@@ -113,10 +113,20 @@ class Tuner:
     def _first(
         self, region: RegionView, candidates: list[tuple[Tactic, Config]], rejected: list[Measurement]
     ) -> Choice:
-        tactic, config = candidates[0]
-        others = [Measurement(t.name, dict(c), reason="not timed") for t, c in candidates[1:]]
-        chosen = Measurement(tactic.name, dict(config), reason="first match" if others else "only match")
-        return Choice(tactic.name, dict(config), tactic.bind(region, config), (chosen, *others, *rejected))
+        """The first candidate that can be prepared. Raises what the last one raises when none can."""
+        failed: list[Measurement] = []
+        for i, (tactic, config) in enumerate(candidates):
+            try:
+                kernel = tactic.bind(region, config)
+            except TuningError as exc:
+                if i + 1 == len(candidates):
+                    raise
+                failed.append(Measurement(tactic.name, dict(config), reason=f"failed: {exc}"))
+                continue
+            others = [Measurement(t.name, dict(c), reason="not timed") for t, c in candidates[i + 1 :]]
+            chosen = Measurement(tactic.name, dict(config), reason="first match" if others else "only match")
+            return Choice(tactic.name, dict(config), kernel, (chosen, *others, *failed, *rejected))
+        raise AssertionError("there is at least one candidate")
 
     def _from_cache(
         self, region: RegionView, candidates: list[tuple[Tactic, Config]], known: list[Measurement]

@@ -25,8 +25,11 @@ class Launchable(Protocol):
 class KernelDevice(Protocol):
     """What tactics need to know of a device. Tests put Triton's interpreter behind it."""
 
-    arch: int
-    num_sms: int
+    @property
+    def arch(self) -> int: ...
+
+    @property
+    def num_sms(self) -> int: ...
 
     def kernel(self, source: KernelSource) -> Launchable: ...
 

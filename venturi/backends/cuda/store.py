@@ -56,6 +56,13 @@ class KernelStore:
         self.used[source.key] = found
         return found
 
+    def files(self) -> dict[str, bytes]:
+        """What an engine file carries of the kernels handed out: an index and the cubins."""
+        if not self.used:
+            return {}
+        index = json.dumps([c.meta() for c in self.used.values()], indent=1).encode()
+        return {"kernels/index.json": index} | {f"kernels/{k}.cubin": c.image for k, c in self.used.items()}
+
     def compile(self, sources: Iterable[KernelSource], done: Callable[[int, int], None] | None = None) -> None:
         """Compile what is missing, one worker process a CPU; failures are remembered. `done(i, n)` after each."""
         wanted = {s.key: s for s in sources if s.key not in self._given and s.key not in self._failed}
