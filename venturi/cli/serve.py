@@ -37,6 +37,8 @@ def serve(
     http_max_input_size: Annotated[int, typer.Option(min=1, help="Bytes of JSON or decompressed body.")] = 64 << 20,
     allow_client_shm: Annotated[bool, typer.Option(help="Let clients register this machine's shared memory.")] = False,
     cache_config: Annotated[str, typer.Option(help="Response cache for models that enable it: local,size=BYTES.")] = "",
+    rate_limit: Annotated[str, typer.Option(help="off, or execution_count: instances share resources.")] = "off",
+    rate_limit_resource: Annotated[list[str] | None, typer.Option(help="NAME:COUNT[:DEVICE]; repeatable.")] = None,
     api_key_file: Annotated[
         Path | None, typer.Option(help="Keys, one a line: requests then need one, except for health.")
     ] = None,
@@ -62,6 +64,7 @@ def serve(
         raise ModelError(f"the server needs {exc.name}: pip install 'venturi[serve]'") from exc
     from venturi.serve.logs import FORMATS, LogSettings
     from venturi.serve.repository import Mode
+    from venturi.serve.schedulers.rate_limit import parse_rate_limit
     from venturi.serve.security import Gate, parse_restriction, read_keys
     from venturi.serve.tracing import parse_trace_config
 
@@ -85,6 +88,7 @@ def serve(
         allow_client_shm, _cache_bytes(cache_config), gate, _tls(tls_cert, tls_key, tls_client_ca),
         parse_trace_config(trace_config or []),
         LogSettings(log_info=log_info, log_verbose_level=log_verbose, log_format=log_format),
+        parse_rate_limit(rate_limit, rate_limit_resource or []),
     )  # fmt: skip
 
     def ready(running: Running) -> None:

@@ -26,6 +26,7 @@ from venturi.serve.models.ensemble import EnsembleKind
 from venturi.serve.models.python import PythonKind
 from venturi.serve.repository import Mode, Repository
 from venturi.serve.response_cache import ResponseCache
+from venturi.serve.schedulers.rate_limit import RateLimiter
 from venturi.serve.security import Gate
 from venturi.serve.tls import Tls
 from venturi.serve.tracing import Tracer, TraceSettings
@@ -35,7 +36,7 @@ from venturi.serve.tracing import Tracer, TraceSettings
 class ServeConfig:
     """Ports: 0 takes a free one, None switches the listener off. `load` names models in explicit mode ("*" is all).
 
-    `cache_bytes`: size of the response cache, 0 for none.
+    `cache_bytes`: size of the response cache, 0 for none. `limiter`: shares resources among the instances of all models.
     """
 
     repositories: tuple[Path, ...]
@@ -58,6 +59,7 @@ class ServeConfig:
     tls: Tls | None = None
     trace: TraceSettings = field(default_factory=TraceSettings)
     log: LogSettings = field(default_factory=LogSettings)
+    limiter: RateLimiter | None = None
 
 
 @dataclass
@@ -102,6 +104,7 @@ async def start(config: ServeConfig) -> Running:
         config.repositories, kinds, config.mode,
         complete=config.complete_config, default_max_batch=config.default_max_batch,
         cache=ResponseCache(config.cache_bytes) if config.cache_bytes else None, tracer=tracer,
+        limiter=config.limiter,
     )  # fmt: skip
     kinds["python"] = PythonKind(repository.submit)
     kinds["ensemble"] = EnsembleKind(repository.find, repository.submit)

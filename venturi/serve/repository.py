@@ -21,6 +21,7 @@ from venturi.serve.models.sequenced import SequencedModel
 from venturi.serve.request import InferRequest
 from venturi.serve.response_cache import ResponseCache
 from venturi.serve.schedulers.driver import Done
+from venturi.serve.schedulers.rate_limit import RateLimiter
 from venturi.serve.served import ServedVersion
 from venturi.serve.tracing import Tracer
 from venturi.serve.uploads import Uploads
@@ -61,13 +62,13 @@ class Repository:
     def __init__(
         self, roots: Sequence[Path], kinds: dict[str, ModelKind], mode: Mode = Mode.NONE, *,
         complete: bool = True, default_max_batch: int = 4, cache: ResponseCache | None = None,
-        tracer: Tracer | None = None,
+        tracer: Tracer | None = None, limiter: RateLimiter | None = None,
     ) -> None:  # fmt: skip
         self.mode = mode
         self._roots = list(roots)
         self._kinds = kinds
         self._complete = complete
-        self._cache, self._tracer = cache, tracer
+        self._cache, self._tracer, self._limiter = cache, tracer, limiter
         self._uploads = Uploads()
         self._default_max_batch = default_max_batch
         self._models: dict[str, Model] = {}
@@ -265,7 +266,7 @@ class Repository:
         """From one moment to the next, requests meet the new versions; the old ones finish their work."""
         old = dict(model.versions)
         for version, loaded in opened.items():
-            served = ServedVersion(config, version, loaded, labels, self._cache, self._tracer)
+            served = ServedVersion(config, version, loaded, labels, self._cache, self._tracer, self._limiter)
             served.statistics.load_s = seconds
             model.versions[version] = Version(State.READY, served=served)
         for version, entry in old.items():

@@ -13,7 +13,6 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from venturi.serve.config import ModelConfig
 from venturi.serve.errors import ServeError, unsupported
-from venturi.serve.instance import Instance
 from venturi.serve.models.base import LoadedModel
 from venturi.serve.request import InferRequest, InferResponse
 from venturi.serve.response_cache import ResponseCache, request_key
@@ -22,6 +21,7 @@ from venturi.serve.schedulers.driver import Done, Driver, Result
 from venturi.serve.schedulers.ensemble import EnsembleDriver
 from venturi.serve.schedulers.policy import Policy
 from venturi.serve.schedulers.queues import QueuePolicy, WaitingLine
+from venturi.serve.schedulers.rate_limit import RateLimiter, instances_of
 from venturi.serve.schedulers.sequences import DirectSequences, OldestSequences, SequenceRules
 from venturi.serve.statistics import ModelStatistics
 from venturi.serve.tracing import Tracer
@@ -38,6 +38,7 @@ class ServedVersion:
     labels: dict[str, tuple[str, ...]] = field(default_factory=dict)
     cache: ResponseCache | None = None
     tracer: Tracer | None = None
+    limiter: RateLimiter | None = None
     statistics: ModelStatistics = field(default_factory=ModelStatistics)
     signature: Signature = field(init=False)
     driver: Driver | EnsembleDriver = field(init=False)
@@ -48,11 +49,7 @@ class ServedVersion:
         if plan is not None and submit is not None:
             self.driver = EnsembleDriver(plan, submit, self.statistics)
             return
-        instances = [
-            Instance(f"{group.name}_{i}", self.model)
-            for group in self.config.instance_group
-            for i in range(group.count)
-        ]
+        instances = instances_of(self.config.instance_group, self.model, self.limiter)
         ordered = self.config.dynamic_batching.preserve_ordering or (
             self.config.sequence_batching.oldest.preserve_ordering
         )
