@@ -36,7 +36,7 @@ from venturi.serve.tracing import Tracer, TraceSettings
 class ServeConfig:
     """Ports: 0 takes a free one, None switches the listener off. `load` names models in explicit mode ("*" is all).
 
-    `cache_bytes`: size of the response cache, 0 for none. `limiter`: shares resources among the instances of all models.
+    `cache_bytes`: size of the response cache, 0 for none. `limiter`: shares resources among all instances.
     """
 
     repositories: tuple[Path, ...]

@@ -156,6 +156,7 @@ def _validate(config: ModelConfig) -> None:
     if config.HasField("sequence_batching"):
         _validate_sequences(config)
     _validate_cache(config)
+    latency_target_us(config)
     if config.HasField("dynamic_batching"):
         _validate_batching(config)
 
@@ -185,6 +186,27 @@ def _validate_sequences(config: ModelConfig) -> None:
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
         raise invalid(f"model {name}: inputs {twice} are both controls or states and inputs")
+
+
+def latency_target_us(config: ModelConfig) -> int | None:
+    """Microseconds that answers should take, of a model with the parameter max_queue_delay "auto"; else None.
+
+    Raises ServeError for other values, and for a target that is missing, malformed or without a use.
+    """
+    given = {k: config.parameters[k].string_value for k in ("max_queue_delay", "latency_target_us")
+             if k in config.parameters}  # fmt: skip
+    if not given:
+        return None
+    name, target = config.name, given.get("latency_target_us", "")
+    if given.get("max_queue_delay") != "auto":
+        raise invalid(f"model {name}: parameter max_queue_delay must be 'auto' to go with a latency_target_us, "
+                      f"got {given.get('max_queue_delay')!r}")  # fmt: skip
+    if not target.isdigit() or not int(target):
+        raise invalid(f"model {name}: parameter latency_target_us must be positive microseconds, got {target!r}")
+    if not config.HasField("dynamic_batching") or config.dynamic_batching.max_queue_delay_microseconds:
+        raise invalid(f"model {name}: max_queue_delay 'auto' needs dynamic_batching without "
+                      "max_queue_delay_microseconds")  # fmt: skip
+    return int(target)
 
 
 def _validate_batching(config: ModelConfig) -> None:

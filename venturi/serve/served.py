@@ -11,12 +11,13 @@ from typing import Any
 
 from tritonclient.grpc import model_config_pb2 as pb
 
-from venturi.serve.config import ModelConfig
+from venturi.serve.config import ModelConfig, latency_target_us
 from venturi.serve.errors import ServeError, unsupported
 from venturi.serve.models.base import LoadedModel
 from venturi.serve.request import InferRequest, InferResponse
 from venturi.serve.response_cache import ResponseCache, request_key
 from venturi.serve.schedulers.batcher import BatchingRules, DynamicBatcher, OneByOne
+from venturi.serve.schedulers.deadline import DeadlineBatcher
 from venturi.serve.schedulers.driver import Done, Driver, Result
 from venturi.serve.schedulers.ensemble import EnsembleDriver
 from venturi.serve.schedulers.policy import Policy
@@ -190,6 +191,9 @@ def make_policy(config: ModelConfig, instances: int = 1) -> Policy:
     )
     if config.max_batch_size < 2:
         return OneByOne(line)
+    target = latency_target_us(config)
+    if target is not None:
+        return DeadlineBatcher(config.max_batch_size, target, line)
     preferred = tuple(sorted(batching.preferred_batch_size))
     return DynamicBatcher(BatchingRules(config.max_batch_size, preferred, batching.max_queue_delay_microseconds), line)
 
