@@ -33,6 +33,7 @@ def build(
     opt_level: int | None = None,
     timing_cache: str | Path | None = None,
     strict: bool | None = None,
+    deterministic: bool | None = None,
     refit: bool | None = None,
     strip: bool | None = None,
     config: BuildConfig | None = None,
@@ -54,6 +55,8 @@ def build(
         opt_level: 0 (first tactic that matches, no timing) to 5 (longest timing); default 3.
         timing_cache: JSON file; default ~/.cache/venturi/timing.json.
         strict: refuse Regions that only the reference can compute.
+        deterministic: time nothing, take every choice from the timing cache, and leave times of the build out: the
+            same model gives the same file, byte for byte. A choice that the cache does not know is a TuningError.
         refit: keep the source model inside the engine, so that weights can be replaced later.
         strip: the saved file carries no weights; they are given at load.
         config: defaults for all of the above.
@@ -67,7 +70,8 @@ def build(
     check_environment()
     given: dict[str, Any] = {
         "device": device, "target": target, "precision": precision, "budget": budget, "opt_level": opt_level,
-        "timing_cache": timing_cache, "strict": strict, "refit": refit, "strip": strip,
+        "timing_cache": timing_cache, "strict": strict, "deterministic": deterministic,
+        "refit": refit, "strip": strip,
     }  # fmt: skip
     changes = {k: v for k, v in given.items() if v is not None}
     if profiles is not None:

@@ -48,6 +48,9 @@ def build(
     refit: Annotated[bool, typer.Option("--refit", help="Keep the source, so that weights can be replaced.")] = False,
     strip: Annotated[bool, typer.Option("--strip", help="Leave the weights out of the file.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse layers that only the reference computes.")] = False,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="All choices from the timing cache; the same file every time.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan's summary as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress bar.")] = False,
 ) -> None:
@@ -61,7 +64,7 @@ def build(
         engine = vt.build(
             model, device=device, target=target, precision=precision, profiles=profile, budget=budget,
             opt_level=0 if no_tune else opt_level, timing_cache=timing_cache, refit=refit, strip=strip, strict=strict,
-            progress=progress,
+            deterministic=deterministic, progress=progress,
         )  # fmt: skip
     _save(engine, file, time.perf_counter() - start, as_json, "built")
 

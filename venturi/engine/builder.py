@@ -67,7 +67,9 @@ def plan_model(
     weights = target.weights(stored)
     start = time.perf_counter()
     cache = TimingCache(config.timing_cache if config.timing_cache is not None else default_path(), target.describe())
-    tuner = Tuner(target.backend, cache, config.opt_level, config.budget, config.strict, target.timer())
+    tuner = Tuner(
+        target.backend, cache, config.opt_level, config.budget, config.strict, config.deterministic, target.timer()
+    )
     profile = config.profiles[0] if config.profiles else None
     examples = None if config.opt_level == 0 else example_inputs(model.graph, profile, config.seed)
     regions = [RegionView(n, weights) for n in model.graph]
@@ -76,7 +78,7 @@ def plan_model(
     plan = _plan_steps(model.graph, weights, tuner, placed, progress)
     if placed is not None:
         timer = target.engine_timer([placed[v.name or ""] for v in model.graph.inputs])
-        in_place = InPlace(model.graph, weights, target.backend, timer, cache, tuner.deadline)
+        in_place = InPlace(model.graph, weights, target.backend, timer, cache, tuner.deadline, config.deterministic)
         in_place.settle(plan, PASSES[config.opt_level], progress)
     try:
         cache.save()
@@ -91,12 +93,13 @@ def plan_model(
         tuple(p.to_json() for p in config.profiles),
         {} if examples is None else {n: list(x.shape) for n, x in examples.items() if hasattr(x, "shape")},
         rewrites,
-        {
-            "passes": round(pass_ms, 2),
-            "planning": round((time.perf_counter() - start) * 1e3, 2),
-        },
+        {} if config.deterministic else _timings(pass_ms, (time.perf_counter() - start) * 1e3),
     )
     return Built(model, made, weights, link(model.graph, plan.steps, plan.kernels, weights), target)
+
+
+def _timings(pass_ms: float, planning_ms: float) -> dict[str, float]:
+    return {"passes": round(pass_ms, 2), "planning": round(planning_ms, 2)}
 
 
 def _placed(examples: dict[str, Any] | None, target: Target) -> dict[str, Any] | None:

@@ -76,7 +76,8 @@ def _range(name: str, given: Sequence[Any]) -> tuple[Dims, Dims, Dims]:
 
 class BuildConfig(BaseModel):
     """Fields of a build. `budget` in seconds bounds tuning; `opt_level` 0 (no timing) to 5 (longest); `target` is the
-    architecture ("sm_90") of a GPU that need not be here: nothing can be timed then."""
+    architecture ("sm_90") of a GPU that need not be here: nothing can be timed then. `deterministic`: all choices come
+    from the timing cache, and the same model gives the same file, byte for byte."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
@@ -88,6 +89,7 @@ class BuildConfig(BaseModel):
     opt_level: int = Field(default=3, ge=0, le=5)
     timing_cache: str | Path | None = None
     strict: bool = False
+    deterministic: bool = False
     refit: bool = False
     strip: bool = False
     seed: int = 0

@@ -16,7 +16,7 @@ import onnx_ir as ir
 import torch
 
 from venturi.backends.base import Backend, Kernel, RegionView
-from venturi.core.errors import VenturiError
+from venturi.core.errors import TuningError, VenturiError
 from venturi.core.log import logger
 from venturi.core.progress import ProgressCallback, report
 from venturi.engine.plan import Step
@@ -41,7 +41,7 @@ class Settled:
 
 @dataclass
 class InPlace:
-    """`measure` is a Target's engine timer."""
+    """`measure` is a Target's engine timer. `pinned`: what the cache does not know is an error."""
 
     graph: ir.Graph
     weights: Mapping[str, Any]
@@ -49,6 +49,7 @@ class InPlace:
     measure: EngineTimer
     cache: TimingCache
     deadline: float = float("inf")
+    pinned: bool = False
 
     def settle(self, plan: Settled, passes: int, progress: ProgressCallback | None = None) -> None:
         """Replaces steps and kernels of `plan` in place."""
@@ -63,6 +64,11 @@ class InPlace:
             current = self._time(plan, {})
             if current is None:
                 return
+            if self.pinned:
+                raise TuningError(
+                    f"deterministic build: the timing cache {self.cache.path} does not know this engine's choices in "
+                    "place; build once without deterministic and keep that cache"
+                )
             problems.sort(key=lambda p: -plan.problems.count(p) * (self._step(plan, p).time_us or 0.0))
             first = current
             for turn in range(passes):

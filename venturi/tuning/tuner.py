@@ -45,13 +45,15 @@ class Choice:
 class Tuner:
     """Candidates within 5 % of the fastest are a tie, which the backend's order of preference decides.
 
-    `level` 0 takes the first tactic that matches; above, candidates are timed until `budget_s` is spent."""
+    `level` 0 takes the first tactic that matches; above, candidates are timed until `budget_s` is spent. `pinned` times
+    nothing: what the cache does not know is an error."""
 
     backend: Backend
     cache: TimingCache
     level: int = 3
     budget_s: float | None = None
     strict: bool = False
+    pinned: bool = False
     timer: Timer = field(default_factory=CpuTimer)
     started: float = field(default_factory=time.perf_counter)
 
@@ -78,6 +80,12 @@ class Tuner:
             choice = self._from_cache(region, candidates, known)
             if choice is not None:
                 return replace(choice, problem=problem)
+        if self.pinned:
+            raise TuningError(
+                f"deterministic build: the timing cache {self.cache.path} does not know {problem!r} with today's "
+                "candidates on this machine; build once without deterministic and keep that cache",
+                where=region.name,
+            )
         return replace(self._measure(region, args, candidates, rejected, problem), problem=problem)
 
     def expected(self, region: RegionView) -> list[tuple[Tactic, Config]]:
