@@ -37,6 +37,10 @@ def serve(
     http_max_input_size: Annotated[int, typer.Option(min=1, help="Bytes of JSON or decompressed body.")] = 64 << 20,
     allow_client_shm: Annotated[bool, typer.Option(help="Let clients register this machine's shared memory.")] = False,
     cache_config: Annotated[str, typer.Option(help="Response cache for models that enable it: local,size=BYTES.")] = "",
+    load_on_demand: Annotated[bool, typer.Option("--load-on-demand", help="Load models when first asked for.")] = False,
+    model_memory_budget: Annotated[
+        int, typer.Option(min=0, help="Bytes of model files in service with --load-on-demand; 0 for no bound.")
+    ] = 0,
     rate_limit: Annotated[str, typer.Option(help="off, or execution_count: instances share resources.")] = "off",
     rate_limit_resource: Annotated[list[str] | None, typer.Option(help="NAME:COUNT[:DEVICE]; repeatable.")] = None,
     api_key_file: Annotated[
@@ -88,7 +92,7 @@ def serve(
         allow_client_shm, _cache_bytes(cache_config), gate, _tls(tls_cert, tls_key, tls_client_ca),
         parse_trace_config(trace_config or []),
         LogSettings(log_info=log_info, log_verbose_level=log_verbose, log_format=log_format),
-        parse_rate_limit(rate_limit, rate_limit_resource or []),
+        parse_rate_limit(rate_limit, rate_limit_resource or []), load_on_demand, model_memory_budget,
     )  # fmt: skip
 
     def ready(running: Running) -> None:

@@ -24,6 +24,7 @@ from venturi.serve.models.base import ModelKind
 from venturi.serve.models.engine import EngineKind
 from venturi.serve.models.ensemble import EnsembleKind
 from venturi.serve.models.python import PythonKind
+from venturi.serve.on_demand import OnDemand
 from venturi.serve.repository import Mode, Repository
 from venturi.serve.response_cache import ResponseCache
 from venturi.serve.schedulers.rate_limit import RateLimiter
@@ -37,6 +38,8 @@ class ServeConfig:
     """Ports: 0 takes a free one, None switches the listener off. `load` names models in explicit mode ("*" is all).
 
     `cache_bytes`: size of the response cache, 0 for none. `limiter`: shares resources among all instances.
+    `load_on_demand`: models are loaded when first asked for (nothing at the start but `load`); the files of those in
+    service amount to at most `model_memory_budget` bytes, 0 for no bound.
     """
 
     repositories: tuple[Path, ...]
@@ -60,6 +63,8 @@ class ServeConfig:
     trace: TraceSettings = field(default_factory=TraceSettings)
     log: LogSettings = field(default_factory=LogSettings)
     limiter: RateLimiter | None = None
+    load_on_demand: bool = False
+    model_memory_budget: int = 0
 
 
 @dataclass
@@ -111,6 +116,8 @@ async def start(config: ServeConfig) -> Running:
     core = Core(
         repository, config.name, allow_shared_memory=config.allow_shared_memory, tracer=tracer, log=log
     )  # fmt: skip
+    if config.load_on_demand:
+        core.on_demand = OnDemand(repository, config.model_memory_budget)
     running = Running(core)
     await _listen_http(
         running,
@@ -122,7 +129,8 @@ async def start(config: ServeConfig) -> Running:
     )
     await _listen_http(running, "metrics", config.host, config.metrics_port, MetricsApp(core), config.tls)
     await _listen_grpc(running, config)
-    names = None if config.mode != Mode.EXPLICIT or config.load == ("*",) else config.load
+    named_only = config.mode == Mode.EXPLICIT or config.load_on_demand
+    names = config.load if named_only and config.load != ("*",) else None
     failures = await repository.load_all(names)
     for failure in failures:
         logger.error("%s", failure)

@@ -9,6 +9,7 @@ import venturi as vt
 from venturi.serve.config import config_from_json, message_json
 from venturi.serve.errors import invalid, unavailable
 from venturi.serve.logs import ServerLog
+from venturi.serve.on_demand import OnDemand
 from venturi.serve.repository import Mode, Repository
 from venturi.serve.served import ServedVersion
 from venturi.serve.shared_memory import Regions
@@ -32,6 +33,7 @@ class Core:
         self.tracer, self.log = tracer or Tracer(), log or ServerLog()
         self.regions = Regions(allow_shared_memory)
         self.name = name
+        self.on_demand: OnDemand | None = None
         self.exiting = False
         self.started = False
 
@@ -41,6 +43,11 @@ class Core:
 
     def metadata(self) -> dict[str, Any]:
         return {"name": self.name, "version": vt.__version__, "extensions": list(EXTENSIONS)}
+
+    async def prepare(self, name: str) -> None:
+        """Loads the model where models are loaded on demand; `find` right after it, before anything is awaited."""
+        if self.on_demand is not None and not self.exiting:
+            await self.on_demand.prepare(name)
 
     def find(self, name: str, version: str = "") -> ServedVersion:
         if self.exiting:

@@ -176,6 +176,7 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
 
     async def _answer(self, message: Any) -> AsyncIterator[Any]:
         """The responses to one message of a stream."""
+        await self._core.prepare(message.model_name)
         if not self._is_decoupled(message):
             response = await self._infer(message)
             response.parameters["triton_final_response"].bool_param = True
@@ -194,6 +195,7 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
 
     async def _infer(self, message: Any) -> Any:
         started = time.perf_counter_ns()
+        await self._core.prepare(message.model_name)
         served = self._core.find(message.model_name, message.model_version)
         request = decode_infer(message, self._core.regions)
         request.times.start = started

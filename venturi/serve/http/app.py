@@ -122,6 +122,7 @@ class HttpApp:
         self, parts: tuple[str, ...], body: bytes, started: int, receive: Receive, send: Send
     ) -> None:  # fmt: skip
         version = parts[4] if len(parts) == 6 else ""
+        await self._core.prepare(parts[2])
         served = self._core.find(parts[2], version)
         request = decode_generate(parse_json(body, self._max_input_bytes), served, version)
         request.times.start = started
@@ -138,6 +139,7 @@ class HttpApp:
     async def _infer(
         self, name: str, version: str, headers: Headers, body: bytes, started: int, receive: Receive, send: Send
     ) -> None:  # fmt: skip
+        await self._core.prepare(name)
         served = self._core.find(name, version)
         decoded = decode_infer(
             headers, body, served.signature, name, version, self._core.regions, self._max_input_bytes
