@@ -135,6 +135,8 @@ def check_limits(c, steps):
 
 
 def test_what_they_leave_to_others():
+    assert "more than 16 programs" in product(1 << 20, 256, 64)[1]
+    assert "more than 16 programs" in convolution((512, 56, 56), 64, 64, 3, pads=[1, 1, 1, 1])[1]
     assert product(128, 12, 64)[1] == "N=12 and K=64 must be multiples of 8"
     assert product("n", 64, 64)[1] == "the number of rows is not fixed"
     assert product(4, 64, 64)[1] == "4 rows"

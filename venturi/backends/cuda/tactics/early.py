@@ -25,13 +25,17 @@ HALF_SHARED = 108 * 1024
 TILES = ((64, 16, 4), (64, 32, 4), (64, 64, 4), (64, 128, 4), (128, 32, 8), (128, 64, 8), (128, 128, 8), (128, 256, 8))
 SPLITS = (1, 2, 4, 8)
 WIDTHS = (4, 8, 16, 32, 64)
+MAX_WAVES = 16
 _THREADS = 1536
 # Nanoseconds: latencies of a program, of a reduction over programs; bytes and operations a multiprocessor moves in one.
 _PROGRAM_NS, _REDUCE_NS, _BYTES_PER_NS, _FLOPS_PER_NS = 1500.0, 600.0, 60.0, 4500.0
 
 
-def early_candidates(tiles: dict[int, tuple[int, EarlyConfig]], n: int, steps: int, num_sms: int) -> list[Config]:
-    """The cheapest by a coarse model. `tiles` has, by rows a tile, how many there are and the shape of each."""
+def early_candidates(tiles: dict[int, tuple[int, EarlyConfig]], n: int, steps: int, num_sms: int) -> list[Config] | str:
+    """The cheapest by a coarse model. `tiles` has, by rows a tile, how many there are and the shape of each.
+
+    A text where there is so much to do that latencies do not matter.
+    """
     scored: dict[EarlyConfig, float] = {}
     for bm, bn, warps in TILES:
         if bn > max(16, 1 << max(n - 1, 0).bit_length()):
@@ -39,7 +43,7 @@ def early_candidates(tiles: dict[int, tuple[int, EarlyConfig]], n: int, steps: i
         count, shape = tiles[bm]
         for split in SPLITS:
             programs, share = count * -(-n // bn) * split, -(-steps // split)
-            if (split > 1 and programs > 2 * num_sms) or -(-steps // share) != split:
+            if programs > (2 if split > 1 else MAX_WAVES) * num_sms or -(-steps // share) != split:
                 continue
             if bm // split * bn < 32 * warps * ACCESS[split > 1]:
                 continue
@@ -48,7 +52,8 @@ def early_candidates(tiles: dict[int, tuple[int, EarlyConfig]], n: int, steps: i
                 c = replace(empty, depth=min(share, limit // empty.step_bytes))
                 if c.depth >= min(share, 3):
                     scored[c] = _cost(c, -(-programs // num_sms), share)
-    return [asdict(c) for c in sorted(scored, key=lambda c: scored[c])[:MAX_CANDIDATES]]
+    best = sorted(scored, key=lambda c: scored[c])[:MAX_CANDIDATES]
+    return [asdict(c) for c in best] or f"more than {MAX_WAVES} programs a multiprocessor"
 
 
 def _cost(c: EarlyConfig, programs: int, share: int) -> float:
