@@ -6,7 +6,22 @@ import sys
 
 import typer
 
-from venturi.cli import analyze, bench, build, check, debug, demo, devices, inspect, llm, perf, run, serve, surgeon
+from venturi.cli import (
+    analyze,
+    bench,
+    build,
+    check,
+    debug,
+    demo,
+    devices,
+    inspect,
+    llm,
+    perf,
+    run,
+    serve,
+    surgeon,
+    timings,
+)
 from venturi.cli.output import fail
 from venturi.core.errors import VenturiError
 
@@ -29,6 +44,7 @@ app.command("knobs", epilog="Example: VENTURI_DEBUG=2 venturi knobs")(devices.kn
 app.add_typer(inspect.app, name="inspect", help="Look at a model, an engine, a plan, or what is supported.")
 app.add_typer(surgeon.app, name="surgeon", help="Cut, clean and strip ONNX files.")
 app.add_typer(debug.app, name="debug", help="Find what makes a model or a build go wrong.")
+app.add_typer(timings.app, name="timings", help="Look at timing caches, merge and clear them.")
 app.command("serve", epilog="Example: venturi serve model.onnx --http-port 8000")(serve.serve)
 app.command("perf", epilog="Example: venturi perf resnet --concurrency 1:8:1 --json")(perf.perf)
 app.command("analyze", epilog="Example: venturi analyze repository/ -m resnet --latency-ms 50 -o report.html")(

@@ -80,17 +80,39 @@ class TimingCache:
                 mine.setdefault(problem, found)
         self._dirty = True
 
-    def save(self) -> None:
-        """Write atomically: a temporary file beside the target, then a rename. Does nothing when nothing changed."""
+    def machines(self) -> dict[str, dict[str, list[Measurement]]]:
+        """All that is known, by machine (its key as JSON text) and problem; machines without problems are left out."""
+        return {
+            machine: {p: [Measurement(**m) for m in found] for p, found in problems.items()}
+            for machine, problems in self._all.items()
+            if problems
+        }
+
+    def drop(self, problem: str = "", stale: bool = False) -> None:
+        """Forget problems whose text contains `problem`, and with `stale` the machines that other kernels were timed on."""
+        kernels = json.loads(self._machine)["kernels"]
+        for machine, problems in self._all.items():
+            old = stale and json.loads(machine).get("kernels") != kernels
+            for name in [p for p in problems if old or (problem and problem in p)]:
+                del problems[name]
+        self._dirty = True
+
+    def save(self, *, replace: bool = False) -> None:
+        """Write atomically: a temporary file beside the target, then a rename. Does nothing when nothing changed.
+
+        What others wrote meanwhile is kept, unless with `replace`.
+        """
         if self.path is None or not self._dirty:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists():
+        if self.path.exists() and not replace:
             with contextlib.suppress(TuningError):
                 for machine, entries in _read(self.path).items():
                     self._all[machine] = entries | self._all.get(machine, {})
                 self._mine = self._all[self._machine]
-        text = json.dumps({"format": FORMAT, "machines": self._all}, indent=1, sort_keys=True)
+        text = json.dumps(
+            {"format": FORMAT, "machines": {m: p for m, p in self._all.items() if p}}, indent=1, sort_keys=True
+        )
         handle, name = tempfile.mkstemp(dir=self.path.parent, suffix=".tmp")
         with os.fdopen(handle, "w") as file:
             file.write(text)
