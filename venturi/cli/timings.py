@@ -55,11 +55,11 @@ def merge(
     from venturi.tuning.cache import TimingCache
 
     caches = [_open(f) for f in files]
-    merged = TimingCache(output if output in files else None)
+    merged = TimingCache()
     merged.path = output
     for cache in caches:
         merged.merge(cache)
-    merged.save()
+    merged.save(replace=True)
     _report(merged, output, as_json)
 
 

@@ -89,7 +89,7 @@ class TimingCache:
         }
 
     def drop(self, problem: str = "", stale: bool = False) -> None:
-        """Forget problems whose text contains `problem`, and with `stale` the machines that other kernels were timed on."""
+        """Forget problems whose text contains `problem`, with `stale` also those of other versions of the kernels."""
         kernels = json.loads(self._machine)["kernels"]
         for machine, problems in self._all.items():
             old = stale and json.loads(machine).get("kernels") != kernels
