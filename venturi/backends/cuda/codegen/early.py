@@ -244,7 +244,7 @@ def _prologue(tile: TileBody, c: EarlyConfig, reader: Reader) -> list[str]:
 
 
 def _sums(c: EarlyConfig, reader: Reader) -> list[str]:
-    """`acc` in rows. A step's ring slot is filled again one step later, when its product is known to be over."""
+    """All of `acc`. A step's ring slot is filled again one step later, when its product is known to be over."""
     flat = "" if len(reader.block) == 2 else (
         f"._reinterpret(a.dtype, [BM, {STEP}], gl.NVMMASharedLayout(128, 16, 2))"
     )  # fmt: skip
