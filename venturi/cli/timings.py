@@ -94,11 +94,8 @@ def _open(file: Path | None) -> Any:
 
 
 def _report(cache: Any, path: Path, as_json: bool) -> None:
-    counts = {
-        "file": str(path),
-        "machines": len(cache.machines()),
-        "problems": sum(map(len, cache.machines().values())),
-    }
+    known = cache.machines()
+    counts = {"file": str(path), "machines": len(known), "problems": sum(map(len, known.values()))}
     if as_json:
         emit_json(counts)
         return

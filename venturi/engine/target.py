@@ -149,11 +149,9 @@ class CudaTarget:
 
 
 def compile_expected(store: KernelStore, expected: Iterable[Expected], progress: ProgressCallback | None) -> None:
-    sources = []
-    for tactic, region, config in expected:
-        make = getattr(tactic, "sources", None)
-        if make is not None:
-            sources += make(region, config)
+    from venturi.backends.cuda.placement import sources_of
+
+    sources = [source for found in expected for source in sources_of(*found)]
     store.compile(sources, lambda i, n: report(progress, "compile", i, n))
 
 

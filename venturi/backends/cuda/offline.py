@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +10,7 @@ from venturi.backends.base import Backend, Config, Kernel, RegionView, Tactic
 from venturi.backends.cuda.backend import cuda_backend
 from venturi.backends.cuda.device import MIN_ARCH, OfflineDevice
 from venturi.backends.cuda.kernel import KernelSource
+from venturi.backends.cuda.placement import sources_of
 from venturi.backends.cuda.store import KernelStore
 from venturi.core.errors import DeviceError
 
@@ -33,12 +32,7 @@ def parse_arch(target: str) -> int:
 def offline_backend(arch: int, store: KernelStore) -> Backend:
     """The tactics of `arch` that need no device to say what they can do."""
     whole = cuda_backend(OfflineDevice(arch, NUM_SMS[arch]), torch.device("cpu"))
-    return Backend("cuda", tuple(_Compiled(t, store) for t in whole.tactics if t.name not in _ASK_THE_DEVICE), _nothing)
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
+    return Backend("cuda", tuple(_Compiled(t, store) for t in whole.tactics if t.name not in _ASK_THE_DEVICE))
 
 
 class _Compiled:
@@ -52,9 +46,7 @@ class _Compiled:
         return self._tactic.match(region)
 
     def sources(self, region: RegionView, config: Config) -> list[KernelSource]:
-        make = getattr(self._tactic, "sources", None)
-        found: list[KernelSource] = [] if make is None else make(region, config)
-        return found
+        return sources_of(self._tactic, region, config)
 
     def bind(self, region: RegionView, config: Config) -> Kernel:
         for source in self.sources(region, config):

@@ -20,6 +20,12 @@ def _capturing(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
+def sources_of(tactic: Tactic, region: RegionView, config: Config) -> list[KernelSource]:
+    """What must be compiled before `tactic` can be bound; nothing for library calls."""
+    make: Callable[[RegionView, Config], list[KernelSource]] | None = getattr(tactic, "sources", None)
+    return [] if make is None else make(region, config)
+
+
 class Mover:
     """Device copies of host tensors, kept by content: a captured graph must not copy from the host.
 
@@ -58,9 +64,7 @@ class OnDevice:
         return self._tactic.match(region)
 
     def sources(self, region: RegionView, config: Config) -> list[KernelSource]:
-        """What must be compiled before `bind`; nothing for library calls."""
-        make: Callable[[RegionView, Config], list[KernelSource]] | None = getattr(self._tactic, "sources", None)
-        return [] if make is None else make(region, config)
+        return sources_of(self._tactic, region, config)
 
     def bind(self, region: RegionView, config: Config) -> Kernel:
         """Waits for the weights: kernels may read them before they wait for the stream's earlier work."""

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from venturi.serve.errors import ServeError, invalid
+from venturi.serve.errors import invalid
 from venturi.serve.instance import Instance, Report
 from venturi.serve.models.base import LoadedModel
 from venturi.serve.request import InferRequest
@@ -36,7 +36,7 @@ class Ticket:
     priority: int
     runs: int = 0
     start: Callable[[], None] | None = None
-    seen: int = field(default=0)
+    seen: int = 0
 
     @property
     def rank(self) -> tuple[int, int]:
@@ -155,11 +155,7 @@ def parse_rate_limit(mode: str, resources: Sequence[str]) -> RateLimiter | None:
         name, _, rest = text.partition(":")
         count, _, device = rest.partition(":")
         if not name or not count.isdigit() or (device and not (device.isdigit() or device in (GLOBAL, "cpu"))):
-            raise _malformed(text)
+            raise invalid("--rate-limit-resource must be NAME:COUNT or NAME:COUNT:DEVICE (a GPU's number, cpu or "
+                          f"global), got {text!r}")  # fmt: skip
         limits[name, device or None] = int(count)
     return RateLimiter(limits) if mode == "execution_count" else None
-
-
-def _malformed(text: str) -> ServeError:
-    return invalid(f"--rate-limit-resource must be NAME:COUNT or NAME:COUNT:DEVICE (a GPU's number, cpu or global), "
-                   f"got {text!r}")  # fmt: skip

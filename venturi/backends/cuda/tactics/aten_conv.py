@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from venturi.backends.base import Config, Kernel, RegionView
-from venturi.backends.cuda.tactics.conv import NHWC, Convolution, nhwc, read_convolution
+from venturi.backends.cuda.tactics.conv import NHWC, matched_convolution, nhwc, read_convolution
 from venturi.backends.cuda.tactics.reference import DeviceReference
 
 T = torch.Tensor
@@ -33,8 +33,7 @@ class AtenCudnnConv:
         return [{}]
 
     def bind(self, region: RegionView, config: Config) -> Kernel:
-        conv = read_convolution(region)
-        assert isinstance(conv, Convolution)
+        conv = matched_convolution(region)
         g, ops = conv.geometry, [n.op_type for n in region.nodes[1:]]
         weight: T = region.constant(conv.weight).contiguous(memory_format=NHWC)
         own = len(region.anchor.inputs) > 2 and region.anchor.inputs[2] is not None

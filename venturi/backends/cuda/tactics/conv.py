@@ -103,6 +103,13 @@ def read_convolution(region: RegionView) -> Convolution | str:
     return Convolution(geometry, weight, weight.dtype, tile, rows, region.position(x) or 0, channels)
 
 
+def matched_convolution(region: RegionView) -> Convolution:
+    """Of a Region that a convolution's tactic has accepted."""
+    conv = read_convolution(region)
+    assert isinstance(conv, Convolution)
+    return conv
+
+
 def nhwc(x: T) -> T:
     """Channels last in memory and 16-byte aligned; copied only if needed."""
     x = x.contiguous(memory_format=NHWC)
@@ -172,15 +179,13 @@ class ImplicitGemmConv:
         return [asdict(c) for c in found]
 
     def sources(self, region: RegionView, config: Config) -> list[KernelSource]:
-        conv = read_convolution(region)
-        assert isinstance(conv, Convolution)
+        conv = matched_convolution(region)
         c, arch = GemmConfig(**config), self._device.arch
         product = implicit_source(region, conv.tile, conv.geometry, conv.dtype, c, arch)
         return [product, *pack_sources(region, conv, self._device)]
 
     def bind(self, region: RegionView, config: Config) -> Kernel:
-        conv = read_convolution(region)
-        assert isinstance(conv, Convolution)
+        conv = matched_convolution(region)
         g, c, frame = conv.geometry, GemmConfig(**config), ConvFrame(region, conv, self._device)
         kernel, weight = self._device.kernel(self.sources(region, config)[0]), conv.packed(region)
 
@@ -214,16 +219,14 @@ class PixelProduct:
         return Product(conv.rows, conv.geometry.outputs, conv.geometry.channels, conv.dtype, conv.tile)
 
     def sources(self, region: RegionView, config: Config) -> list[KernelSource]:
-        conv = read_convolution(region)
-        assert isinstance(conv, Convolution)
+        conv = matched_convolution(region)
         return [
             self._kernel.source(region, self._product(conv), config, self._device.arch),
             *pack_sources(region, conv, self._device),
         ]
 
     def bind(self, region: RegionView, config: Config) -> Kernel:
-        conv = read_convolution(region)
-        assert isinstance(conv, Convolution)
+        conv = matched_convolution(region)
         device, frame = self._device, ConvFrame(region, conv, self._device)
         kernel, weight = device.kernel(self.sources(region, config)[0]), conv.packed(region)
 
@@ -266,14 +269,12 @@ class DepthwiseConv:
         return [{"pixels": p, "width": w, "warps": n} for p, w, n in options]
 
     def sources(self, region: RegionView, config: Config) -> list[KernelSource]:
-        conv = read_convolution(region)
-        assert isinstance(conv, Convolution)
+        conv = matched_convolution(region)
         size = (config["pixels"], config["width"], config["warps"])
         return [depthwise_source(region, conv.tile, conv.geometry, conv.dtype, *size, self._device.arch)]
 
     def bind(self, region: RegionView, config: Config) -> Kernel:
-        conv = read_convolution(region)
-        assert isinstance(conv, Convolution)
+        conv = matched_convolution(region)
         g, frame = conv.geometry, ConvFrame(region, conv, self._device)
         kernel = self._device.kernel(self.sources(region, config)[0])
         stored: T = region.constant(conv.weight)

@@ -10,7 +10,15 @@ from venturi.backends.base import Config, Kernel, RegionView
 from venturi.backends.cuda.device import KernelDevice
 from venturi.backends.cuda.kernel import KernelSource
 from venturi.backends.cuda.lib.cudnn import ConvPlan, ConvProblem
-from venturi.backends.cuda.tactics.conv import NHWC, ConvFrame, Convolution, nhwc, pack_sources, read_convolution
+from venturi.backends.cuda.tactics.conv import (
+    NHWC,
+    ConvFrame,
+    Convolution,
+    matched_convolution,
+    nhwc,
+    pack_sources,
+    read_convolution,
+)
 from venturi.backends.cuda.tactics.reference import DeviceReference
 from venturi.ir.build import static_shape
 from venturi.kernels.cudnn import frontend
@@ -74,13 +82,11 @@ class CudnnConv:
         return tuple(steps)
 
     def sources(self, region: RegionView, config: Config) -> list[KernelSource]:
-        conv = read_convolution(region)
-        assert isinstance(conv, Convolution)
+        conv = matched_convolution(region)
         return pack_sources(region, conv, self._device)
 
     def bind(self, region: RegionView, config: Config) -> Kernel:
-        conv, problem = read_convolution(region), self._problem(region)
-        assert isinstance(conv, Convolution)
+        conv, problem = matched_convolution(region), self._problem(region)
         assert isinstance(problem, ConvProblem)
         given = tuple(static_shape(region.anchor.inputs[0]) or ())
         plan, fallback = ConvPlan(problem, config["plan"]), DeviceReference().bind(region, {}).run

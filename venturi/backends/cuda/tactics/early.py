@@ -12,7 +12,7 @@ from venturi.backends.cuda.codegen.conv import ConvGeometry
 from venturi.backends.cuda.codegen.early import ACCESS, STEP, EarlyConfig, conv_source, product_source
 from venturi.backends.cuda.device import KernelDevice, Launchable
 from venturi.backends.cuda.kernel import KernelSource
-from venturi.backends.cuda.tactics.conv import ConvFrame, Convolution, read_convolution
+from venturi.backends.cuda.tactics.conv import ConvFrame, matched_convolution, read_convolution
 from venturi.backends.cuda.tactics.products import MAX_CANDIDATES, Operands, Product
 from venturi.ir.build import static_shape
 
@@ -119,11 +119,11 @@ class EarlyConv:
         return early_candidates(tiles, g.outputs, _steps(g), self._device.num_sms)
 
     def sources(self, region: RegionView, config: Config) -> list[KernelSource]:
-        conv, c = self._read(region), EarlyConfig(**config)
+        conv, c = matched_convolution(region), EarlyConfig(**config)
         return [conv_source(region, conv.tile, conv.geometry, conv.dtype, c, self._device.arch)]
 
     def bind(self, region: RegionView, config: Config) -> Kernel:
-        conv, c = self._read(region), EarlyConfig(**config)
+        conv, c = matched_convolution(region), EarlyConfig(**config)
         g, frame = conv.geometry, ConvFrame(region, conv, self._device)
         kernel, weight = self._device.kernel(self.sources(region, config)[0]), conv.packed(region)
 
@@ -138,12 +138,6 @@ class EarlyConv:
             kernel.launch((count, c.split), [*pointers, images, p, q, g.outputs])
 
         return frame.kernel(launch)
-
-    @staticmethod
-    def _read(region: RegionView) -> Convolution:
-        conv = read_convolution(region)
-        assert isinstance(conv, Convolution)
-        return conv
 
 
 def _steps(g: ConvGeometry) -> int:
