@@ -60,6 +60,12 @@ def test_a_target_without_its_gpu_cannot_be_timed():
         vt.build(network(), target="sm_90")
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda:1"])
+def test_a_target_contradicts_a_device(device):
+    with pytest.raises(vt.VenturiError, match="leave one of them out"):
+        vt.build(network(), target="sm_90", device=device, opt_level=0)
+
+
 def test_load_says_that_kernels_are_guesses(caplog):
     here = {"arch": "sm_90", "gpu": "a", "libraries": "b"}
     with caplog.at_level("WARNING", "venturi"):

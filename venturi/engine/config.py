@@ -105,6 +105,11 @@ class BuildConfig(BaseModel):
 
     @model_validator(mode="after")
     def _times_only_what_is_here(self) -> BuildConfig:
+        if self.target is not None and self.device not in ("auto", "cuda"):
+            raise ValueError(
+                f"target {self.target!r} is a GPU that need not be here, device {self.device!r} is one that is: "
+                "leave one of them out"
+            )
         if self.target is not None and self.opt_level != 0:
             raise ValueError(
                 f"target {self.target!r} is built without timing kernels: pass opt_level=0 (--no-tune), then tune the "
