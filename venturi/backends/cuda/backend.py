@@ -19,6 +19,7 @@ from venturi.backends.cuda.tactics.cudnn import CudnnConv
 from venturi.backends.cuda.tactics.cudnn_attention import CudnnAttention
 from venturi.backends.cuda.tactics.early import EARLY, EarlyConv
 from venturi.backends.cuda.tactics.gemm import Gemm
+from venturi.backends.cuda.tactics.pingpong import PINGPONG
 from venturi.backends.cuda.tactics.pool import ImageMean, WindowPool
 from venturi.backends.cuda.tactics.products import POINTERS, TMA, TMA_SPLIT, VECTOR
 from venturi.backends.cuda.tactics.reference import DeviceReference
@@ -44,6 +45,7 @@ def cuda_backend(device: KernelDevice, place: torch.device) -> Backend:
     tactics: tuple[Tactic, ...] = (
         PixelProduct(device, EARLY),
         EarlyConv(device),
+        PixelProduct(device, PINGPONG),
         PixelProduct(device, TMA),
         PixelProduct(device, TMA_SPLIT),
         StemConv(device),
@@ -56,6 +58,7 @@ def cuda_backend(device: KernelDevice, place: torch.device) -> Backend:
         ImageMean(device),
         Gemm(device, EARLY),
         CublasLtGemm(),
+        Gemm(device, PINGPONG),
         Gemm(device, TMA),
         Gemm(device, TMA_SPLIT),
         Gemm(device, POINTERS),

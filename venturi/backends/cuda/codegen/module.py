@@ -47,14 +47,13 @@ def _erf(x):
 
 @triton.jit
 def _gelu_half(x):
-    # x * P(X < x) of a normal X, for results of 11 bits or fewer: P(X < -a) = exp2(-t * t) * polynomial(t) with
-    # t = a * sqrt(log2(e) / 2), fitted to a seventh of the last of 11 bits of the product.
-    t = tl.minimum(tl.abs(x) * 0.8493218002880191, 20.0)
-    p = 2.86451952e-05 * t - 0.000572619431
-    p = ((p * t + 0.00498300717) * t - 0.0250750414) * t + 0.0824043353
-    p = (((p * t - 0.191681613) * t + 0.337363692) * t - 0.468367128) * t + 0.499963851
-    p = p * _exp2(-t * t)
-    return x * tl.where(x > 0.0, 1.0 - p, p)
+    # x * P(X < x) of a normal X, for results of 11 bits or fewer: log2 of P(X < -a) is close to a polynomial in a,
+    # fitted so that the product is right to a sixth of the last of 11 bits.
+    a = tl.minimum(tl.abs(x), 7.0)
+    p = (-0.00032050575828179717 * a + 0.005827232263982296) * a - 0.04823704808950424
+    p = ((p * a - 0.4641212522983551) * a - 1.1491756439208984) * a - 1.0001208782196045
+    half = 0.5 * x
+    return half + tl.abs(half) - a * _exp2(p)
 
 
 @triton.jit

@@ -1,0 +1,23 @@
+"""Products by two warpgroups in turns, on the device: every candidate, odd sizes, NaN, and runs back to back."""
+
+from __future__ import annotations
+
+import pytest
+
+import venturi as vt
+from tests.backends.cuda.test_early import matched, weight
+from tests.gpu.test_cuda_early import check, device  # noqa: F401
+from venturi.backends.cuda.tactics.gemm import Gemm
+from venturi.backends.cuda.tactics.pingpong import PINGPONG
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.parametrize("rows, n, k", [(4096, 3072, 768), (6304, 768, 3072), (20001, 136, 72), (17000, 264, 8)])
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_products(device, rows, n, k, activation):  # noqa: F811
+    net = vt.Network()
+    net.output("y", getattr(net, activation)(net.input("x", (rows, k)) @ weight(k, n) + weight(n)))
+    tactic = Gemm(device, PINGPONG)
+    region, candidates = matched(net, tactic)
+    check(region, tactic, candidates, rows, k)
