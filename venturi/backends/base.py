@@ -14,6 +14,7 @@ import torch
 
 from venturi.backends.reference.program import attribute_value
 from venturi.ir.build import get_attr, subgraphs
+from venturi.ir.dtypes import DT
 from venturi.ir.region import body_of, is_region, kind_of, members, source_names
 from venturi.ops.table import OpContext, find_op
 
@@ -52,7 +53,7 @@ class Phase:
 class Routine:
     """What generated code does at fixed shapes: phases one after the other, with `scratch` bytes between them.
 
-    `layouts` say how the inputs must lie, `layout` how the output will.
+    `layouts` say how the inputs must lie, `layout` how the output of `dtype` will.
     """
 
     phases: tuple[Phase, ...]
@@ -60,6 +61,11 @@ class Routine:
     layout: torch.memory_format
     layouts: tuple[torch.memory_format, ...]
     scratch: int = 0
+    dtype: torch.dtype = torch.float32
+
+    def empty(self) -> T:
+        """Memory for the output."""
+        return torch.empty(self.shape, dtype=self.dtype, memory_format=self.layout)
 
 
 class ParallelKernel(Protocol):
@@ -212,12 +218,25 @@ def op_context(node: ir.Node) -> OpContext:
 
 
 def region_ulps(region: RegionView) -> float:
-    """Accepted error of the Region: the sum over its nodes, since each may add its own."""
+    """Accepted error of the Region, in units of its output's type: the sum over its nodes, since each may add its own.
+
+    Where an fp32 result comes from values that the graph keeps in half precision, it is as uncertain as they are: the
+    reference rounds them one by one, a fused kernel need not.
+    """
     total = 0.0
     for node in region.nodes:
         op = find_op(node.domain, node.op_type)
         total += op.ulps if op is not None else 64.0
+    if any(v.dtype == DT.FLOAT for v in region.outputs):
+        inner = [_HALF_ULPS[v.dtype] for n in region.nodes for v in n.outputs if v.dtype in _HALF_ULPS]
+        total += min(total, 4.0) * max(inner, default=0.0)
     return total
+
+
+_HALF_ULPS = {
+    kind: torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
+    for kind, dtype in ((DT.FLOAT16, torch.float16), (DT.BFLOAT16, torch.bfloat16))
+}
 
 
 def tolerance(ulps: float, dtype: torch.dtype) -> float:

@@ -29,8 +29,7 @@ class Fresh:
     """A result that leaves the engine: new memory every run."""
 
     slot: int
-    shape: tuple[int, ...]
-    layout: torch.memory_format
+    routine: Routine
     words: tuple[tuple[int, int], ...]
 
 
@@ -55,7 +54,7 @@ class Segment:
                 held.append(x)
             self._set(patch.words, x)
         for result in self.fresh:
-            out = torch.empty(result.shape, memory_format=result.layout)
+            out = result.routine.empty()
             env[result.slot] = out
             self._set(result.words, out)
         self.job.run()
@@ -132,7 +131,7 @@ def arrange(executable: Executable, watch: Watch, homes: Sequence[T | None], scr
 def _turned(draft: _Draft, call: Call, routine: Routine) -> bool:
     """Whether the call reads a result that leaves, made in this very segment, in another order than it lies in."""
     read = zip(call.inputs, routine.layouts)
-    return any(slot in draft.fresh and draft.fresh[slot].layout != layout for slot, layout in read)
+    return any(slot in draft.fresh and draft.fresh[slot].routine.layout != layout for slot, layout in read)
 
 
 def _takes(call: Call, routine: Routine, fixed: Mapping[int, T], home: T | None) -> bool:
@@ -166,12 +165,12 @@ def _append(
                 if home is None:
                     slot = call.outputs[0]
                     old = made[slot].words if slot in made else ()
-                    made[slot] = Fresh(slot, routine.shape, routine.layout, (*old, place))
+                    made[slot] = Fresh(slot, routine, (*old, place))
             else:
                 slot = call.inputs[word.index]
                 words.append(fixed[slot].data_ptr() if slot in fixed else 0)
                 if slot in made:
-                    made[slot] = Fresh(slot, made[slot].shape, made[slot].layout, (*made[slot].words, place))
+                    made[slot] = Fresh(slot, made[slot].routine, (*made[slot].words, place))
                 elif slot not in fixed:
                     draft.patches.setdefault((slot, routine.layouts[word.index]), []).append(place)
         draft.steps.append((phase.address, words, phase.tasks))

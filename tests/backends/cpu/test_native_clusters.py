@@ -30,15 +30,16 @@ def _seed() -> None:
 
 
 class Sketch:
-    """A small graph: `add` appends nodes, `view` makes one Region of them."""
+    """A small graph of `kind`: `add` appends nodes, `view` makes one Region of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: ir.DataType = ir.DataType.FLOAT) -> None:
+        self.kind = kind
         self.weights: dict[str, T] = {}
         self.inputs: list[ir.Value] = []
         self.nodes: list[ir.Node] = []
 
-    def input(self, shape: Any, dtype: ir.DataType = ir.DataType.FLOAT) -> ir.Value:
-        v = ir.Value(name=f"x{len(self.inputs)}", shape=ir.Shape(shape), type=ir.TensorType(dtype))
+    def input(self, shape: Any, dtype: ir.DataType | None = None) -> ir.Value:
+        v = ir.Value(name=f"x{len(self.inputs)}", shape=ir.Shape(shape), type=ir.TensorType(dtype or self.kind))
         self.inputs.append(v)
         return v
 
@@ -46,15 +47,13 @@ class Sketch:
         v = ir.Value(
             name=f"w{len(self.weights)}",
             shape=ir.Shape(x.shape),
-            type=ir.TensorType(ir.DataType.FLOAT),
-            const_value=ir.tensor(x.numpy()),
+            type=ir.TensorType(self.kind),
+            const_value=ir.tensor(x.float().numpy()),
         )
         self.weights[v.name or ""] = x
         return v
 
-    def add(
-        self, op: str, inputs: list[Any], shape: Any, dtype: ir.DataType = ir.DataType.FLOAT, **attrs: Any
-    ) -> ir.Value:
+    def add(self, op: str, inputs: list[Any], shape: Any, dtype: ir.DataType | None = None, **attrs: Any) -> ir.Value:
         node = ir.Node(
             "",
             op,
@@ -64,7 +63,7 @@ class Sketch:
         )
         node.outputs[0].shape, node.outputs[0].type, node.outputs[0].name = (
             ir.Shape(shape),
-            ir.TensorType(dtype),
+            ir.TensorType(dtype or self.kind),
             f"{op}{len(self.nodes)}_out",
         )
         self.nodes.append(node)

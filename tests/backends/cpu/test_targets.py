@@ -14,6 +14,7 @@ from venturi.backends.cpu.codegen.axes import Axes
 from venturi.backends.cpu.codegen.body import Body, Statement
 from venturi.backends.cpu.codegen.depthwise import DepthwiseSpec, emit_depthwise
 from venturi.backends.cpu.codegen.direct import DirectSpec, emit_direct
+from venturi.backends.cpu.codegen.element import BF16, FLOAT
 from venturi.backends.cpu.codegen.elementwise import ElementwiseSpec, emit_elementwise
 from venturi.backends.cpu.codegen.geometry import ConvGeometry
 from venturi.backends.cpu.codegen.isa import AVX2, AVX512, NEON, Isa
@@ -38,8 +39,8 @@ def _kernels(isa: Isa) -> dict[str, str]:
     rows, vectors, unroll = TILES[isa.name][0]
     gelu = Post("Gelu", residual=True)
     winograd = WinogradSpec(IMAGE, 4, rows, vectors, 2, unroll, True, gelu)
-    softmax = Body(2, (Statement("Add", (0, 1)), Statement("Softmax", (2,))), 3)
-    pointwise = Body(2, (Statement("Mul", (0, 1)), Statement("Erf", (2,)), Statement("Log", (3,))), 4)
+    softmax = Body((FLOAT, FLOAT), (Statement("Add", (0, 1)), Statement("Softmax", (2,))), 3)
+    pointwise = Body((FLOAT, BF16), (Statement("Mul", (0, 1)), Statement("Erf", (2,)), Statement("Log", (3,))), 4)
     return {
         "direct": emit_direct(isa, DirectSpec(IMAGE, rows, vectors, 8, unroll, 0, False, True, gelu)),
         "blocked": emit_direct(isa, DirectSpec(IMAGE, rows, vectors, 8, unroll, 16, True, False, Post())),
@@ -48,7 +49,7 @@ def _kernels(isa: Isa) -> dict[str, str]:
         "depthwise": emit_depthwise(isa, DepthwiseSpec(IMAGE, 7, 1, True, Post("HardSwish"))),
         "max": emit_pool(isa, PoolSpec(IMAGE, "max")),
         "mean": emit_pool(isa, PoolSpec(IMAGE, "mean", True)),
-        "global": emit_global_mean(isa, 49, 70),
+        "global": emit_global_mean(isa, 49, 70, BF16),
         "rows": emit_rows(isa, RowSpec(Axes((0, 100), ((100, 1), (0, 1))), softmax, 1)),
         "pointwise": emit_elementwise(isa, ElementwiseSpec(Axes((0, 7, 33), ((231, 33, 1), (0, 33, 1))), pointwise)),
         "walker": walker_ir(isa),

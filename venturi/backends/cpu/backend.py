@@ -11,6 +11,7 @@ from venturi.backends.cpu.tactics.reference import Reference
 from venturi.backends.sdpa import SdpaAttention
 
 NATIVE_NAMES = (
+    "native-matrix-conv", "native-matrix-linear",
     "native-conv", "native-winograd", "native-depthwise", "native-linear", "native-pool", "native-rows",
     "native-pointwise",
 )  # fmt: skip
@@ -39,9 +40,11 @@ def native_tactics() -> tuple[Tactic, ...]:
     from venturi.backends.cpu.tactics.native_conv import NativeConv, NativeWinograd
     from venturi.backends.cpu.tactics.native_depthwise import NativeDepthwise
     from venturi.backends.cpu.tactics.native_linear import NativeLinear
+    from venturi.backends.cpu.tactics.native_matrix import NativeMatrixConv, NativeMatrixLinear
     from venturi.backends.cpu.tactics.native_pool import NativePool
 
     return (
+        NativeMatrixConv(), NativeMatrixLinear(),
         NativeConv(), NativeWinograd(), NativeDepthwise(), NativeLinear(), NativePool(), NativeRows(),
         NativePointwise(),
     )  # fmt: skip

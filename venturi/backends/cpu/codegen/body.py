@@ -11,6 +11,7 @@ import onnx_ir as ir
 from venturi.backends.base import RegionView
 from venturi.backends.cpu.codegen import mathlib as m
 from venturi.backends.cpu.codegen.activation import ACTIVATIONS, Post
+from venturi.backends.cpu.codegen.element import FLOAT, OF_GRAPH, Element, Place, narrow, widen
 from venturi.backends.cpu.codegen.emit import Emitter, Val
 from venturi.ir.dtypes import DT
 
@@ -28,11 +29,20 @@ class Statement:
 
 @dataclass(frozen=True)
 class Body:
-    """Values 0 .. pointers - 1 are loaded; then one value a statement. `result` is the one to store."""
+    """A value is loaded for each of `elements`, then one computed a statement; `result` is stored as `out`."""
 
-    pointers: int
+    elements: tuple[Element, ...]
     statements: tuple[Statement, ...]
     result: int
+    out: Element = FLOAT
+
+    @property
+    def pointers(self) -> int:
+        return len(self.elements)
+
+    def places(self, e: Emitter) -> list[Place]:
+        """The operands' and the output's, in the first words of the arguments."""
+        return [e.pointer(i, element) for i, element in enumerate((*self.elements, self.out))]
 
 
 def _fold(op: Callable[[Emitter, Val, Val], Val]) -> Emit:
@@ -80,6 +90,12 @@ def _softplus(e: Emitter, a: list[Val], attrs: Mapping[str, Any]) -> Val:
     return e.b.fadd(m.at_least(e, a[0], 0.0), rest)
 
 
+def _cast(e: Emitter, a: list[Val], attrs: Mapping[str, Any]) -> Val:
+    if attrs["to"] == DT.FLOAT:
+        return a[0]
+    return widen(e.b, narrow(e.b, a[0], e.isa.lanes, e.isa.rounds_bf16), e.isa.lanes)
+
+
 EXPRESSIONS: dict[str, Emit] = {
     "Add": _fold(lambda e, x, y: e.b.fadd(x, y)),
     "Sum": _fold(lambda e, x, y: e.b.fadd(x, y)),
@@ -98,6 +114,7 @@ EXPRESSIONS: dict[str, Emit] = {
     "Erf": lambda e, a, attrs: m.erf(e, a[0]),
     "Softplus": _softplus,
     "Identity": lambda e, a, attrs: a[0],
+    "Cast": _cast,
     "Max": _fold(m.maximum),
     "Min": _fold(m.minimum),
     "Clip": _clip,
@@ -115,7 +132,7 @@ EXPRESSIONS: dict[str, Emit] = {
     ),
     **{name: _activation(name) for name in ACTIVATIONS if name != "Clip"},
 }  # fmt: skip
-_ATTRS = ("alpha", "beta", "approximate")
+_ATTRS = ("alpha", "beta", "approximate", "to")
 _POWERS: dict[float, Emit] = {
     2.0: lambda e, a, attrs: e.b.fmul(a[0], a[0]),
     3.0: lambda e, a, attrs: e.b.fmul(e.b.fmul(a[0], a[0]), a[0]),
@@ -135,14 +152,17 @@ class Reading:
 def read_body(region: RegionView, anchor: ir.Node | None = None) -> Reading | str:
     """The Region's nodes as statements, or why there is no code for one. The `anchor`'s statement keeps its operator's
     name and its inputs; whoever emits the body knows what to do at it."""
-    if len(region.outputs) != 1 or region.outputs[0].dtype != DT.FLOAT:
-        return "not one output in fp32"
+    out = OF_GRAPH.get(region.outputs[0].dtype) if len(region.outputs) == 1 else None  # type: ignore[arg-type]
+    if out is None:
+        return "not one output in fp32 or bf16"
     used = [v for v in dict.fromkeys(v for n in region.nodes for v in n.inputs) if v is not None]
     outer = [v for v in used if any(v is f for f in region.formal)]
     scalars = {v: float(w.reshape(())) for v in outer if (w := region.constant(v)) is not None and _is_scalar(v, w)}
     pointers = [v for v in outer if v not in scalars]
-    if any(v.dtype != DT.FLOAT or not isinstance(v.type, ir.TensorType) for v in pointers):
-        return "an input is not a tensor in fp32"
+    elements = [OF_GRAPH.get(v.dtype) if isinstance(v.type, ir.TensorType) else None for v in pointers]  # type: ignore[arg-type]
+    read = tuple(e for e in elements if e is not None)
+    if len(read) != len(elements):
+        return "an input is not a tensor in fp32 or bf16"
     if [n.op_type for n in region.nodes] == ["Identity"]:
         return "nothing to compute"
     number = {v: i for i, v in enumerate(pointers)}
@@ -169,23 +189,26 @@ def read_body(region: RegionView, anchor: ir.Node | None = None) -> Reading | st
         else:
             kept = tuple((k, attrs[k]) for k in _ATTRS if k in attrs)
         number[node.outputs[0]] = append(Statement(node.op_type, inputs, kept))
-    return Reading(Body(len(pointers), tuple(statements), number[region.outputs[0]]), tuple(pointers))
+    return Reading(Body(read, tuple(statements), number[region.outputs[0]], out), tuple(pointers))
 
 
 def _is_scalar(value: ir.Value, weight: Any) -> bool:
-    return value.dtype == DT.FLOAT and weight.numel() == 1
+    return value.dtype in OF_GRAPH and weight.numel() == 1
 
 
 def _types_fit(node: ir.Node) -> bool:
-    """fp32 throughout; booleans only where the operator makes or takes them."""
+    """One of the types that kernels read throughout; booleans only where the operator makes or takes them."""
     logic = {"And", "Or", "Not"}
     made = {"Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual"} | logic
     types = [None if v is None else v.dtype for v in node.inputs]
+    out = node.outputs[0].dtype
+    if node.op_type == "Cast":
+        return types[0] in OF_GRAPH and out in OF_GRAPH
     if node.op_type == "Where":
-        return types[0] == DT.BOOL and types[1:] == [DT.FLOAT, DT.FLOAT]
-    wanted = DT.BOOL if node.op_type in logic else DT.FLOAT
-    out = DT.BOOL if node.op_type in made else DT.FLOAT
-    return all(t in (wanted, None) for t in types) and node.outputs[0].dtype == out
+        return types[0] == DT.BOOL and out in OF_GRAPH and types[1:] == [out, out]
+    number = next((t for t in types if t in OF_GRAPH), DT.FLOAT)
+    wanted = DT.BOOL if node.op_type in logic else number
+    return all(t in (wanted, None) for t in types) and out == (DT.BOOL if node.op_type in made else number)
 
 
 def emit_statement(e: Emitter, s: Statement, values: Sequence[Val]) -> Val:

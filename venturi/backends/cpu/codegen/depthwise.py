@@ -13,6 +13,7 @@ from functools import partial
 import torch
 
 from venturi.backends.cpu.codegen.activation import Post, emit_post
+from venturi.backends.cpu.codegen.element import FLOAT, Element
 from venturi.backends.cpu.codegen.emit import Emitter, Val
 from venturi.backends.cpu.codegen.geometry import ConvGeometry, kernel_rows, tile_starts
 from venturi.backends.cpu.codegen.isa import Isa
@@ -20,13 +21,15 @@ from venturi.backends.cpu.codegen.isa import Isa
 
 @dataclass(frozen=True)
 class DepthwiseSpec:
-    """`geometry.channels` equals `geometry.out_channels`. A task is one row of output pixels."""
+    """`geometry.channels` equals `geometry.out_channels`. A task is one row of output pixels. Images are of `element`,
+    weights and bias fp32."""
 
     geometry: ConvGeometry
     rows: int
     vectors: int
     bias: bool
     post: Post
+    element: Element = FLOAT
 
 
 def pack_depthwise(weight: torch.Tensor, block: int) -> torch.Tensor:
@@ -49,7 +52,8 @@ def emit_depthwise(isa: Isa, spec: DepthwiseSpec) -> str:
 class _Depthwise:
     def __init__(self, e: Emitter, spec: DepthwiseSpec) -> None:
         self.e, self.spec, self.g = e, spec, spec.geometry
-        self.x, self.weight, self.bias, self.residual, self.out = (e.pointer(i) for i in range(5))
+        self.x, self.residual, self.out = (e.pointer(i, spec.element) for i in (0, 3, 4))
+        self.weight, self.bias = e.pointer(1), e.pointer(2)
         self.width = spec.vectors * e.isa.lanes
         self.starts = tile_starts(self.g.out_width, spec.rows)
         patterns = [self.g.valid_rows(s, spec.rows) for s in self.starts]

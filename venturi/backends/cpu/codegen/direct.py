@@ -92,7 +92,7 @@ class _Direct:
             self.blocks = -(-self.tiles // spec.block)
         self.patterns = list(dict.fromkeys(patterns))
         self.kinds = [self.patterns.index(p) for p in patterns]
-        self.sums = e.stack(spec.block * spec.rows * self.width) if spec.depth else None
+        self.sums = e.stack(spec.block * spec.rows * self.width if spec.depth else 1)
 
     def tasks(self) -> None:
         e, spec = self.e, self.spec
@@ -110,7 +110,7 @@ class _Direct:
         always = e.stack(2)
         e.store_word(1, always)
         given = e.b.icmp_signed("!=", e.word(6), e.i64(0))
-        guard = e.b.select(given, e.pointer(6), always)
+        guard = e.choose(given, e.pointer(6), always)
         raised = e.b.icmp_signed("!=", e.load_word(guard), e.i64(0))
         e.each(e.begin, e.b.select(raised, e.end, e.begin), 1, task)
 

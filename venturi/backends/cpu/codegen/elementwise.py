@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from venturi.backends.cpu.codegen.axes import Axes
 from venturi.backends.cpu.codegen.body import Body, emit_statement
+from venturi.backends.cpu.codegen.element import Place
 from venturi.backends.cpu.codegen.emit import Emitter, Val
 from venturi.backends.cpu.codegen.isa import Isa
 
@@ -39,7 +40,7 @@ def emit_elementwise(isa: Isa, spec: ElementwiseSpec) -> str:
     """Words: the operands' addresses, the output's, the size of the slowest axis."""
     e = Emitter(isa)
     count, inner = spec.body.pointers, spec.axes.sizes[-1]
-    pointers = [e.pointer(i) for i in range(count + 1)]
+    pointers = spec.body.places(e)
     length = e.word(count + 1)
     rows = e.mul(length, math.prod(spec.axes.sizes[1:-1]))
 
@@ -59,7 +60,7 @@ def emit_elementwise(isa: Isa, spec: ElementwiseSpec) -> str:
     return e.finish()
 
 
-def row_bases(e: Emitter, axes: Axes, pointers: list[Val], row: Val) -> list[Val]:
+def row_bases(e: Emitter, axes: Axes, pointers: list[Place], row: Val) -> list[Place]:
     """Where each operand's part of row `row` begins."""
     offsets: list[Val] = [0] * len(pointers)
     rest = row
@@ -71,7 +72,7 @@ def row_bases(e: Emitter, axes: Axes, pointers: list[Val], row: Val) -> list[Val
     return [e.at(p, o) for p, o in zip(pointers, offsets)]
 
 
-def _line(e: Emitter, spec: ElementwiseSpec, pointers: list[Val], start: Val, stop: Val) -> None:
+def _line(e: Emitter, spec: ElementwiseSpec, pointers: list[Place], start: Val, stop: Val) -> None:
     """Elements [start, stop) of the last axis, `start` at a whole vector: whole vectors, then a masked rest."""
     lanes = e.isa.lanes
     repeated = {

@@ -8,6 +8,7 @@ from typing import Any
 
 from llvmlite import ir
 
+from venturi.backends.cpu.codegen.element import FLOAT, Element, Place, narrow, widen
 from venturi.backends.cpu.codegen.isa import Isa
 
 F32, I32, I64, I1, PTR = ir.FloatType(), ir.IntType(32), ir.IntType(64), ir.IntType(1), ir.PointerType()
@@ -18,7 +19,7 @@ class Emitter:
     """The function `void kernel(ptr args, i64 begin, i64 end)` under construction.
 
     `args` points at 64-bit words: pointers and integers. [begin, end) is the range of tasks to do. Offsets are in
-    elements of fp32. Integers may be given as Python ints.
+    elements of what lies at a Place; in registers everything is fp32. Integers may be given as Python ints.
     """
 
     def __init__(self, isa: Isa, name: str = "kernel") -> None:
@@ -77,24 +78,35 @@ class Emitter:
         x, y = self.i64(x), self.i64(y)
         return self.b.select(self.b.icmp_signed(">", x, y), x, y)
 
-    def at(self, pointer: Val, offset: Val) -> Val:
-        return pointer if isinstance(offset, int) and offset == 0 else self.b.gep(
-            pointer, [self.i64(offset)], source_etype=F32
-        )  # fmt: skip
+    def at(self, place: Place, offset: Val) -> Place:
+        if isinstance(offset, int) and offset == 0:
+            return place
+        address = self.b.gep(place.address, [self.i64(offset)], source_etype=place.element.stored)
+        return Place(address, place.element)
 
-    def pointer(self, index: int) -> Val:
+    def pointer(self, index: int, element: Element = FLOAT) -> Place:
         """The pointer in word `index` of the arguments."""
-        return self.b.load(self.b.gep(self.args, [I64(index)], source_etype=I64), typ=PTR)
+        return Place(self.b.load(self.b.gep(self.args, [I64(index)], source_etype=I64), typ=PTR), element)
 
     def word(self, index: int) -> Val:
         return self.b.load(self.b.gep(self.args, [I64(index)], source_etype=I64), typ=I64)
 
-    def stack(self, count: int) -> Val:
-        """Memory for `count` numbers, aligned to 64 bytes, that lives as long as the call."""
+    def stack(self, count: int, element: Element = FLOAT) -> Place:
+        """Memory for `count` elements, aligned to 64 bytes, that lives as long as the call."""
         with self.b.goto_entry_block():
-            place = self.b.alloca(ir.ArrayType(F32, count))
+            place = self.b.alloca(ir.ArrayType(element.stored, count))
             place.align = 64
-            return self.b.inttoptr(self.b.ptrtoint(place, I64), PTR)
+            return Place(self.b.inttoptr(self.b.ptrtoint(place, I64), PTR), element)
+
+    def buffer(self, size: Val, element: Element) -> Place:
+        """Memory for `size` bytes, known when the code runs, aligned to 64; only where the function begins."""
+        place = self.b.alloca(ir.IntType(8), size=self.i64(size))
+        place.align = 64
+        return Place(self.b.inttoptr(self.b.ptrtoint(place, I64), PTR), element)
+
+    def choose(self, condition: Val, x: Place, y: Place) -> Place:
+        """`x` where the condition holds, `y` otherwise; both are of `x`'s type."""
+        return Place(self.b.select(condition, x.address, y.address), x.element)
 
     def inside(self, x: Val, size: int) -> Val:
         """0 <= x < size."""
@@ -113,26 +125,59 @@ class Emitter:
     def to_float(self, x: Val) -> Val:
         return self.b.sitofp(self.i64(x), F32)
 
-    def load_scalar(self, pointer: Val) -> Val:
-        return self.b.load(pointer, typ=F32, align=4)
+    def load_scalar(self, place: Place) -> Val:
+        size = place.element.bytes
+        x = self.b.load(place.address, typ=place.element.stored, align=size)
+        if place.element is FLOAT:
+            return x
+        return self.b.bitcast(self.b.shl(self.b.zext(x, I32), I32(16)), F32)
 
-    def load(self, pointer: Val, count: Val | None = None) -> Val:
+    def load(self, place: Place, count: Val | None = None) -> Val:
         """A vector; only its first `count` lanes are read where that is given, the others are 0."""
-        if count is None or (isinstance(count, int) and count == self.isa.lanes):
-            return self.b.load(pointer, typ=self.vector, align=4)
-        load = self.intrinsic(
-            f"llvm.masked.load.v{self.isa.lanes}f32.p0", self.vector, [PTR, I32, self._mask_type, self.vector]
-        )
-        return self.b.call(load, [pointer, I32(4), self.mask(count), self.constant(0.0)])
+        lanes, size = self.isa.lanes, place.element.bytes
+        kind = ir.VectorType(place.element.stored, lanes)
+        if count is None or (isinstance(count, int) and count == lanes):
+            x = self.b.load(place.address, typ=kind, align=size)
+        else:
+            name = f"llvm.masked.load.v{lanes}{_suffix(place)}.p0"
+            load = self.intrinsic(name, kind, [PTR, I32, self._mask_type, kind])
+            x = self.b.call(load, [place.address, I32(size), self.mask(count), ir.Constant(kind, None)])
+        return x if place.element is FLOAT else widen(self.b, x, lanes)
 
-    def store(self, value: Val, pointer: Val, count: Val | None = None) -> None:
-        if count is None or (isinstance(count, int) and count == self.isa.lanes):
-            self.b.store(value, pointer, align=4)
+    def store(self, value: Val, place: Place, count: Val | None = None) -> None:
+        lanes, size = self.isa.lanes, place.element.bytes
+        kind = ir.VectorType(place.element.stored, lanes)
+        if place.element is not FLOAT:
+            value = narrow(self.b, value, lanes, self.isa.rounds_bf16)
+        if count is None or (isinstance(count, int) and count == lanes):
+            self.b.store(value, place.address, align=size)
             return
-        store = self.intrinsic(
-            f"llvm.masked.store.v{self.isa.lanes}f32.p0", ir.VoidType(), [self.vector, PTR, I32, self._mask_type]
-        )
-        self.b.call(store, [value, pointer, I32(4), self.mask(count)])
+        name = f"llvm.masked.store.v{lanes}{_suffix(place)}.p0"
+        store = self.intrinsic(name, ir.VoidType(), [kind, PTR, I32, self._mask_type])
+        self.b.call(store, [value, place.address, I32(size), self.mask(count)])
+
+    def load_raw(self, place: Place, lanes: int, count: int | None = None) -> Val:
+        """`lanes` elements as stored; only the first `count` are read where that is given, the others are 0."""
+        kind = ir.VectorType(place.element.stored, lanes)
+        size = place.element.bytes
+        if count is None or count == lanes:
+            return self.b.load(place.address, typ=kind, align=size)
+        mask = ir.VectorType(I1, lanes)
+        load = self.intrinsic(f"llvm.masked.load.v{lanes}{_suffix(place)}.p0", kind, [PTR, I32, mask, kind])
+        some = ir.Constant(mask, [i < count for i in range(lanes)])
+        return self.b.call(load, [place.address, I32(size), some, ir.Constant(kind, None)])
+
+    def store_raw(self, value: Val | None, place: Place, lanes: int, count: int | None = None) -> None:
+        """The reverse; zeros for None."""
+        kind = ir.VectorType(place.element.stored, lanes)
+        size = place.element.bytes
+        value = ir.Constant(kind, None) if value is None else value
+        if count is None or count == lanes:
+            self.b.store(value, place.address, align=size)
+            return
+        mask = ir.VectorType(I1, lanes)
+        store = self.intrinsic(f"llvm.masked.store.v{lanes}{_suffix(place)}.p0", ir.VoidType(), [kind, PTR, I32, mask])
+        self.b.call(store, [value, place.address, I32(size), ir.Constant(mask, [i < count for i in range(lanes)])])
 
     @property
     def _mask_type(self) -> Any:
@@ -159,11 +204,11 @@ class Emitter:
         whole = ir.IntType(self.isa.lanes)
         return self.b.icmp_unsigned("!=", self.b.bitcast(flags, whole), whole(0))
 
-    def store_word(self, x: int, pointer: Val) -> None:
-        self.b.store(I64(x), pointer, align=8)
+    def store_word(self, x: int, place: Place) -> None:
+        self.b.store(I64(x), place.address, align=8)
 
-    def load_word(self, pointer: Val) -> Val:
-        return self.b.load(pointer, typ=I64, align=8)
+    def load_word(self, place: Place) -> Val:
+        return self.b.load(place.address, typ=I64, align=8)
 
     def fma(self, x: Val, y: Val, z: Val) -> Val:
         return self.b.call(self.math("fma", 3), [x, y, z])
@@ -254,3 +299,7 @@ class Emitter:
         glob.global_constant, glob.linkage = True, "internal"
         glob.initializer = ir.Constant(kind, list(values))
         return self.b.load(self.b.gep(glob, [I64(0), index], source_etype=kind), typ=I64)
+
+
+def _suffix(place: Place) -> str:
+    return "f32" if place.element is FLOAT else "i16"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Isa:
-    """`lanes` fp32 numbers a vector register, `registers` of them. `triple`, `cpu` and `features` are LLVM's."""
+    """`lanes` fp32 numbers a vector register, `registers` of them. `triple`, `cpu` and `features` are LLVM's.
+    `rounds_bf16`: an instruction makes bf16 of fp32. `tiles`: a matrix unit (AMX) multiplies bf16 and bytes."""
 
     name: str
     lanes: int
@@ -16,6 +18,8 @@ class Isa:
     triple: str
     cpu: str
     features: str
+    rounds_bf16: bool = False
+    tiles: bool = False
 
     @property
     def accumulators(self) -> int:
@@ -25,7 +29,16 @@ class Isa:
 
 AVX512 = Isa("avx512", 16, 32, "x86_64-unknown-linux-gnu", "skylake-avx512", "-prefer-256-bit")
 AVX2 = Isa("avx2", 8, 16, "x86_64-unknown-linux-gnu", "haswell", "")
+AMX = Isa("avx512", 16, 32, AVX512.triple, "sapphirerapids", "-prefer-256-bit", True, True)
 NEON = Isa("neon", 4, 32, "aarch64-unknown-linux-gnu", "neoverse-n1", "")
+
+
+def _may_use_tiles() -> bool:
+    """Linux lends the matrix unit's registers to processes that ask (arch_prctl, ARCH_REQ_XCOMP_PERM)."""
+    try:
+        return bool(ctypes.CDLL(None).syscall(158, 0x1023, 18) == 0)
+    except (OSError, AttributeError):
+        return False
 
 
 @functools.cache
@@ -40,7 +53,10 @@ def host() -> Isa | str:
     features = found.flatten()
     if triple.startswith("x86_64"):
         if all(found.get(f) for f in ("avx512f", "avx512vl", "avx512dq", "avx512bw")):
-            return Isa("avx512", 16, 32, triple, cpu, f"{features},-prefer-256-bit")
+            tiles = found.get("amx-bf16", False) and found.get("amx-int8", False) and _may_use_tiles()
+            return Isa(
+                "avx512", 16, 32, triple, cpu, f"{features},-prefer-256-bit", found.get("avx512bf16", False), tiles
+            )
         if found.get("avx2") and found.get("fma"):
             return Isa("avx2", 8, 16, triple, cpu, features)
         return f"{cpu} has neither AVX2 with FMA nor AVX-512"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from venturi.backends.cpu.codegen import mathlib as m
+from venturi.backends.cpu.codegen.element import FLOAT, Element
 from venturi.backends.cpu.codegen.emit import Emitter, Val
 from venturi.backends.cpu.codegen.geometry import ConvGeometry, kernel_rows
 from venturi.backends.cpu.codegen.isa import Isa
@@ -20,6 +21,7 @@ class PoolSpec:
     geometry: ConvGeometry
     kind: str
     whole_window: bool = False
+    element: Element = FLOAT
 
 
 def emit_pool(isa: Isa, spec: PoolSpec) -> str:
@@ -33,7 +35,7 @@ def emit_pool(isa: Isa, spec: PoolSpec) -> str:
 class _Pool:
     def __init__(self, e: Emitter, spec: PoolSpec) -> None:
         self.e, self.spec, self.g = e, spec, spec.geometry
-        self.x, self.out = e.pointer(0), e.pointer(1)
+        self.x, self.out = e.pointer(0, spec.element), e.pointer(1, spec.element)
 
     def line(self, t: Val) -> None:
         e, g = self.e, self.g
@@ -82,10 +84,10 @@ class _Pool:
         e.store(total, e.at(self.out, e.add(target, c)), count)
 
 
-def emit_global_mean(isa: Isa, pixels: int, channels: int) -> str:
+def emit_global_mean(isa: Isa, pixels: int, channels: int, element: Element = FLOAT) -> str:
     """Words: x, out. Tasks: images times vectors of channels. Four sums run side by side."""
     e = Emitter(isa)
-    x, out, lanes = e.pointer(0), e.pointer(1), isa.lanes
+    x, out, lanes = e.pointer(0, element), e.pointer(1, element), isa.lanes
     vectors = -(-channels // lanes)
 
     def block(image: Val, c: Val, count: int | None) -> None:

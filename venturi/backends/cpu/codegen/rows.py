@@ -10,6 +10,7 @@ from functools import partial
 from venturi.backends.cpu.codegen import mathlib as m
 from venturi.backends.cpu.codegen.axes import Axes
 from venturi.backends.cpu.codegen.body import Body, Statement, emit_statement
+from venturi.backends.cpu.codegen.element import Place
 from venturi.backends.cpu.codegen.elementwise import row_bases
 from venturi.backends.cpu.codegen.emit import Emitter, Val
 from venturi.backends.cpu.codegen.isa import Isa
@@ -54,7 +55,7 @@ def emit_rows(isa: Isa, spec: RowSpec) -> str:
 class _Rows:
     def __init__(self, e: Emitter, spec: RowSpec) -> None:
         self.e, self.spec, self.n = e, spec, spec.axes.sizes[-1]
-        self.pointers = [e.pointer(i) for i in range(spec.body.pointers + 1)]
+        self.pointers = spec.body.places(e)
         self.buffer = e.stack(-(-self.n // e.isa.lanes) * e.isa.lanes)
 
     def row(self, r: Val) -> None:
@@ -75,7 +76,7 @@ class _Rows:
 
         self.sweep(last)
 
-    def _values(self, bases: list[Val], statements: Sequence[Statement], at: Val, count: int | None) -> list[Val]:
+    def _values(self, bases: list[Place], statements: Sequence[Statement], at: Val, count: int | None) -> list[Val]:
         """All values before the anchor. What nobody reads LLVM drops."""
         e = self.e
         found = [

@@ -156,7 +156,7 @@ def emit_patches(isa: Isa, spec: WinogradSpec) -> str:
             for j in range(n):
                 column = e.add(x0, j)
                 met = e.b.and_(e.inside(y, g.height), e.inside(column, g.width))
-                pixels.append(e.b.select(met, e.at(x, e.mul(e.add(line, column), g.channels)), zeros))
+                pixels.append(e.choose(met, e.at(x, e.mul(e.add(line, column), g.channels)), zeros))
 
         def channels(c: Val, count: int | None) -> None:
             d = [[e.load(e.at(pixels[i * n + j], c), count) for j in range(n)] for i in range(n)]

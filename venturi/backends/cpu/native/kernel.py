@@ -44,7 +44,7 @@ class NativeKernel:
         routine = self.routine(tuple(tuple(x.shape) for x in inputs))
         if routine is None:
             return self._other(*inputs)
-        return self._execute(routine, inputs, torch.empty(routine.shape, memory_format=routine.layout))
+        return self._execute(routine, inputs, routine.empty())
 
     def run_out(self, *inputs: T, out: T) -> None:
         routine = self.routine(tuple(tuple(x.shape) for x in inputs))
@@ -57,7 +57,7 @@ class NativeKernel:
         routine = self.routine(tuple(tuple(x.shape) for x in inputs))
         if routine is None or any(not x.is_contiguous(memory_format=f) for x, f in zip(inputs, routine.layouts)):
             return None
-        out = torch.empty(routine.shape, memory_format=routine.layout)
+        out = routine.empty()
         scratch = torch.empty(routine.scratch, dtype=torch.uint8)
         addresses = [*(x.data_ptr() for x in inputs), scratch.data_ptr(), out.data_ptr()]
         steps = [

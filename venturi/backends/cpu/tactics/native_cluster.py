@@ -89,7 +89,8 @@ def _kernel(
         length = axes.sizes[0] if len(axes.sizes) == len(spec.axes.sizes) else 1
         address = host_jit(isa).address(repr(spec), emit)
         phase = Phase(address, (*operands.words(), OUT, length), spec.tasks(length))
-        return Routine((phase,), shape, operands.layout(len(shape)), tuple(operands.layout(len(s)) for s in given))
+        layouts = tuple(operands.layout(len(s)) for s in given)
+        return Routine((phase,), shape, operands.layout(len(shape)), layouts, dtype=reading.body.out.dtype)
 
     other = Reference().bind(region, {}).run
     return NativeKernel(plan, other, keep=operands).as_kernel()

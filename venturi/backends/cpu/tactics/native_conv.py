@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from venturi.backends.base import Config, Kernel, RegionView, Routine
+from venturi.backends.cpu.codegen.element import FLOAT, OF_TORCH, Element
 from venturi.backends.cpu.codegen.geometry import ConvGeometry
 from venturi.backends.cpu.codegen.isa import Isa, host
 from venturi.backends.cpu.native.contraction import Direct, Winograd, direct_configs, post_of, rank_tiles
@@ -20,16 +21,17 @@ MOST_WEIGHTS = 300 * 300
 SMALLEST_FOR_4 = 12
 
 
-def read_native_conv(region: RegionView) -> tuple[Isa, ConvSpec] | str:
-    """A 2-D convolution in fp32 whose epilogue can be generated."""
+def read_native_conv(region: RegionView, *others: Element) -> tuple[Isa, ConvSpec] | str:
+    """A 2-D convolution in fp32, or in one of the `others`, whose epilogue can be generated."""
     isa = host()
     if isinstance(isa, str):
         return isa
     spec = read_conv(region)
     if isinstance(spec, str):
         return spec
-    if spec.weight.dim() != 4 or spec.weight.dtype != torch.float32 or spec.weight.numel() == 0:
-        return "not a 2-D convolution in fp32"
+    element = OF_TORCH.get(spec.weight.dtype)
+    if spec.weight.dim() != 4 or element not in (FLOAT, *others) or spec.weight.numel() == 0:
+        return f"not a 2-D convolution in {' or '.join(map(repr, (FLOAT, *others)))}"
     post = post_of(spec.epilogue)
     if isinstance(post, str):
         return post

@@ -7,6 +7,7 @@ import torch
 from venturi.backends.base import OUT, Config, Kernel, Operand, Phase, RegionView, Routine
 from venturi.backends.cpu.codegen.activation import Post
 from venturi.backends.cpu.codegen.depthwise import DepthwiseSpec, emit_depthwise, pack_depthwise
+from venturi.backends.cpu.codegen.element import BF16, OF_TORCH
 from venturi.backends.cpu.native.contraction import post_of
 from venturi.backends.cpu.native.jit import host_jit
 from venturi.backends.cpu.native.kernel import NativeKernel, Shapes
@@ -22,7 +23,7 @@ class NativeDepthwise:
     name = "native-depthwise"
 
     def match(self, region: RegionView) -> list[Config] | str:
-        found = read_native_conv(region)
+        found = read_native_conv(region, BF16)
         if isinstance(found, str):
             return found
         _, spec = found
@@ -34,13 +35,14 @@ class NativeDepthwise:
         return [{"rows": 7, "vectors": 2}, {"rows": 4, "vectors": 4}]
 
     def bind(self, region: RegionView, config: Config) -> Kernel:
-        found = read_native_conv(region)
+        found = read_native_conv(region, BF16)
         assert not isinstance(found, str)
         isa, spec = found
         post = post_of(spec.epilogue)
         assert isinstance(post, Post)
-        weight = packed_copy(pack_depthwise(spec.weight, config["vectors"] * isa.lanes))
-        bias = None if spec.bias is None else spec.bias.contiguous()
+        element = OF_TORCH[spec.weight.dtype]
+        weight = packed_copy(pack_depthwise(spec.weight.float(), config["vectors"] * isa.lanes))
+        bias = None if spec.bias is None else spec.bias.float().contiguous()
         residual = spec.epilogue.residual
 
         def plan(shapes: Shapes) -> Routine | None:
@@ -49,7 +51,7 @@ class NativeDepthwise:
                 return None
             geometry, batch, shape = sizes
             made = DepthwiseSpec(
-                geometry, min(config["rows"], geometry.out_width), config["vectors"], bias is not None, post
+                geometry, min(config["rows"], geometry.out_width), config["vectors"], bias is not None, post, element
             )
             address = host_jit(isa).address(repr(made), lambda: emit_depthwise(isa, made))
             words = (
@@ -58,6 +60,6 @@ class NativeDepthwise:
             )  # fmt: skip
             layout = torch.channels_last
             phase = Phase(address, words, batch * geometry.out_height)
-            return Routine((phase,), shape, layout, (layout,) * len(shapes))
+            return Routine((phase,), shape, layout, (layout,) * len(shapes), dtype=element.dtype)
 
         return NativeKernel(plan, aten_conv(spec)).as_kernel()

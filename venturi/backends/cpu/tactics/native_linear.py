@@ -7,6 +7,7 @@ import math
 import torch
 
 from venturi.backends.base import Config, Kernel, RegionView, Routine
+from venturi.backends.cpu.codegen.element import FLOAT, OF_TORCH, Element
 from venturi.backends.cpu.codegen.geometry import ConvGeometry
 from venturi.backends.cpu.codegen.isa import Isa, host
 from venturi.backends.cpu.native.contraction import Direct, direct_configs, post_of
@@ -15,15 +16,16 @@ from venturi.backends.cpu.tactics.gemm import LinearSpec, aten_linear, read_line
 from venturi.ir.build import static_shape
 
 
-def _read(region: RegionView) -> tuple[Isa, LinearSpec] | str:
+def read_native_linear(region: RegionView, *others: Element) -> tuple[Isa, LinearSpec] | str:
+    """A product with constant weights in fp32, or in one of the `others`, whose epilogue can be generated."""
     isa = host()
     if isinstance(isa, str):
         return isa
     spec = read_linear(region)
     if isinstance(spec, str):
         return spec
-    if spec.weight.dtype != torch.float32 or spec.weight.numel() == 0:
-        return "not fp32"
+    if OF_TORCH.get(spec.weight.dtype) not in (FLOAT, *others) or spec.weight.numel() == 0:
+        return f"not {' or '.join(map(repr, (FLOAT, *others)))}"
     post = post_of(spec.epilogue)
     return post if isinstance(post, str) else (isa, spec)
 
@@ -34,7 +36,7 @@ class NativeLinear:
     name = "native-linear"
 
     def match(self, region: RegionView) -> list[Config] | str:
-        found = _read(region)
+        found = read_native_linear(region)
         if isinstance(found, str):
             return found
         isa, spec = found
@@ -43,7 +45,7 @@ class NativeLinear:
         return list(direct_configs(isa, (*spec.weight.shape, 1, 1), rows, rows, tiles=2))
 
     def bind(self, region: RegionView, config: Config) -> Kernel:
-        found = _read(region)
+        found = read_native_linear(region)
         assert not isinstance(found, str)
         isa, spec = found
         width, depth = spec.weight.shape

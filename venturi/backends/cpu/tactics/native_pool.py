@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from venturi.backends.base import OUT, Config, Kernel, Operand, Phase, RegionView, Routine
+from venturi.backends.cpu.codegen.element import OF_GRAPH, Element
 from venturi.backends.cpu.codegen.geometry import ConvGeometry
 from venturi.backends.cpu.codegen.isa import Isa, host
 from venturi.backends.cpu.codegen.pool import PoolSpec, emit_global_mean, emit_pool
@@ -15,10 +16,9 @@ from venturi.backends.cpu.native.jit import host_jit
 from venturi.backends.cpu.native.kernel import NativeKernel, Shapes
 from venturi.backends.cpu.tactics.reference import Reference
 from venturi.ir.build import rank
-from venturi.ir.dtypes import DT
 from venturi.ops.pool import Window
 
-Plan = Callable[[Isa, Shapes], Routine | None]
+Plan = Callable[[Isa, Element, Shapes], Routine | None]
 
 
 class NativePool:
@@ -37,8 +37,9 @@ class NativePool:
         isa, plan = host(), _read(region)
         assert isinstance(isa, Isa)
         assert not isinstance(plan, str)
+        element = OF_GRAPH[region.outputs[0].dtype]  # type: ignore[index]
         other = Reference().bind(region, {}).run
-        return NativeKernel(lambda shapes: plan(isa, shapes), other).as_kernel()
+        return NativeKernel(lambda shapes: plan(isa, element, shapes), other).as_kernel()
 
 
 def _read(region: RegionView) -> Plan | str:
@@ -47,15 +48,15 @@ def _read(region: RegionView) -> Plan | str:
         return "not a single pooling"
     node = region.anchor
     source = node.inputs[0] if node.inputs else None
-    if source is None or source.dtype != DT.FLOAT or rank(source) != 4:
-        return "not an image in fp32"
+    if source is None or source.dtype not in OF_GRAPH or rank(source) != 4:
+        return "not an image in fp32 or bf16"
     if source.shape is None or not all(isinstance(d, int) for d in list(source.shape)[2:]):
         return "code would depend on the image's size, which is only known at run time"
     if region.is_constant(source) or any(v.uses() or v.is_graph_output() for v in node.outputs[1:]):
         return "a constant, or indices are read"
     attrs = region.attrs(node)
     if node.op_type == "GlobalAveragePool":
-        return lambda isa, shapes: _global_mean(isa, shapes[0], (*shapes[0][:2], 1, 1))
+        return lambda isa, element, shapes: _global_mean(isa, element, shapes[0], (*shapes[0][:2], 1, 1))
     if node.op_type == "ReduceMean":
         return _read_mean(region, attrs)
     if node.op_type not in ("MaxPool", "AveragePool"):
@@ -63,7 +64,7 @@ def _read(region: RegionView) -> Plan | str:
     if attrs.get("ceil_mode") and attrs.get("count_include_pad"):
         return "ceil_mode with count_include_pad"
     kind = "max" if node.op_type == "MaxPool" else "mean"
-    return lambda isa, shapes: _window(isa, shapes[0], attrs, kind)
+    return lambda isa, element, shapes: _window(isa, element, shapes[0], attrs, kind)
 
 
 def _read_mean(region: RegionView, attrs: dict[str, Any]) -> Plan | str:
@@ -71,21 +72,23 @@ def _read_mean(region: RegionView, attrs: dict[str, Any]) -> Plan | str:
     if axes is None or sorted(int(a) % 4 for a in axes.reshape(-1)) != [2, 3]:
         return "not the mean over height and width"
     keep = bool(attrs.get("keepdims", 1))
-    return lambda isa, shapes: _global_mean(isa, shapes[0], (*shapes[0][:2], 1, 1) if keep else shapes[0][:2])
+    tail = (1, 1) if keep else ()
+    return lambda isa, element, shapes: _global_mean(isa, element, shapes[0], (*shapes[0][:2], *tail))
 
 
-def _global_mean(isa: Isa, x: tuple[int, ...], shape: tuple[int, ...]) -> Routine | None:
+def _global_mean(isa: Isa, element: Element, x: tuple[int, ...], shape: tuple[int, ...]) -> Routine | None:
     batch, channels, height, width = x
     if 0 in x:
         return None
     pixels = height * width
-    address = host_jit(isa).address(f"mean {pixels} {channels}", lambda: emit_global_mean(isa, pixels, channels))
+    key = f"mean {pixels} {channels} {element}"
+    address = host_jit(isa).address(key, lambda: emit_global_mean(isa, pixels, channels, element))
     phase = Phase(address, (Operand(0), OUT), batch * -(-channels // isa.lanes))
     layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
-    return Routine((phase,), shape, layout, (torch.channels_last,))
+    return Routine((phase,), shape, layout, (torch.channels_last,), dtype=element.dtype)
 
 
-def _window(isa: Isa, x: tuple[int, ...], attrs: dict[str, Any], kind: str) -> Routine | None:
+def _window(isa: Isa, element: Element, x: tuple[int, ...], attrs: dict[str, Any], kind: str) -> Routine | None:
     batch, channels, height, width = x
     kernel = list(attrs["kernel_shape"])
     w = Window(torch.empty(x, device="meta"), kernel, attrs)
@@ -100,7 +103,8 @@ def _window(isa: Isa, x: tuple[int, ...], attrs: dict[str, Any], kind: str) -> R
     )  # fmt: skip
     if (geometry.out_height, geometry.out_width) != tuple(w.out):
         return None
-    spec = PoolSpec(geometry, kind, bool(attrs.get("count_include_pad")))
+    spec = PoolSpec(geometry, kind, bool(attrs.get("count_include_pad")), element)
     address = host_jit(isa).address(repr(spec), lambda: emit_pool(isa, spec))
     phase = Phase(address, (Operand(0), OUT), batch * w.out[0])
-    return Routine((phase,), (batch, channels, *w.out), torch.channels_last, (torch.channels_last,))
+    layout, shape = torch.channels_last, (batch, channels, *w.out)
+    return Routine((phase,), shape, layout, (layout,), dtype=element.dtype)

@@ -1,0 +1,301 @@
+"""Convolutions and products on a CPU's matrix unit (Intel AMX), in NHWC.
+
+The unit multiplies tiles of 16 rows of 64 bytes: a step takes 32 (bf16) of K. Four tiles hold the sums of up to 32
+pixels by 32 channels; two of pixels and two of weights feed them. Pixels are numbered through all images; the last
+group of them overlaps its neighbour rather than stick out.
+
+Where the image's rows cannot be read as they lie (kernels larger than one, strides, padding, channels that do not fill
+steps), a task first gathers its pixels' operands, [pixel][kernel row][kernel column][channel], with zeros for padding
+and for what K lacks. Weights lie as [block of 32 channels][step][half][16 groups of K][16 channels][group].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from llvmlite import ir
+
+from venturi.backends.cpu.codegen.activation import Post, emit_post
+from venturi.backends.cpu.codegen.element import BF16, Element, Place
+from venturi.backends.cpu.codegen.emit import I64, PTR, Emitter, Val
+from venturi.backends.cpu.codegen.geometry import ConvGeometry
+from venturi.backends.cpu.codegen.isa import Isa
+
+I8 = ir.IntType(8)
+ROW_BYTES, TILE_BYTES, HALF, BLOCK = 64, 1024, 16, 32
+_SUMS, _PIXELS, _WEIGHTS = (0, 1, 2, 3), (4, 5), (6, 7)
+
+
+@dataclass(frozen=True)
+class MatrixSpec:
+    """A group is `tiles` (1 or 2) times `rows` (at most 16) pixels. Images and weights are of `element`."""
+
+    geometry: ConvGeometry
+    rows: int
+    tiles: int
+    bias: bool
+    post: Post
+    element: Element = BF16
+
+    @property
+    def step(self) -> int:
+        """Elements of K a step."""
+        return ROW_BYTES // self.element.bytes
+
+    @property
+    def taps(self) -> int:
+        return self.geometry.kernel[0] * self.geometry.kernel[1] * self.geometry.channels
+
+    @property
+    def steps(self) -> int:
+        return -(-self.taps // self.step)
+
+    @property
+    def gathers(self) -> bool:
+        return self.geometry.width != 0 or self.geometry.channels % self.step != 0
+
+    @property
+    def stride(self) -> int:
+        """Bytes from a pixel's operands to the next one's. Gathered ones are an odd number of cache lines apart, so
+        that the rows of a tile do not meet in one set of the cache."""
+        return (self.steps | 1) * ROW_BYTES if self.gathers else self.taps * self.element.bytes
+
+    @property
+    def group(self) -> int:
+        return self.tiles * self.rows
+
+    @property
+    def channel_blocks(self) -> int:
+        return -(-self.geometry.out_channels // BLOCK)
+
+    def pixels(self, count: int) -> int:
+        """Of `count` images, or `count` itself where the geometry has width 0."""
+        return count if self.geometry.width == 0 else count * self.geometry.out_height * self.geometry.out_width
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A task has `groups` of pixels by `blocks` of 32 channels. `channels_first`: threads share out the channels
+    rather than the pixels. Code does not depend on it."""
+
+    groups: int
+    blocks: int
+    channels_first: bool
+
+    def words(self, spec: MatrixSpec, count: int) -> tuple[int, ...]:
+        """Groups, blocks, tasks in a row, and whether these are of one block of channels."""
+        places, columns = self._sides(spec, count)
+        return self.groups, self.blocks, places if self.channels_first else columns, int(self.channels_first)
+
+    def tasks(self, spec: MatrixSpec, count: int) -> int:
+        places, columns = self._sides(spec, count)
+        return places * columns
+
+    def _sides(self, spec: MatrixSpec, count: int) -> tuple[int, int]:
+        groups = -(-spec.pixels(count) // spec.group)
+        return -(-groups // self.groups), -(-spec.channel_blocks // self.blocks)
+
+
+def pack_matrix(weight: torch.Tensor) -> torch.Tensor:
+    """[out, in, kh, kw] to the order that the unit reads, filled up with zeros."""
+    out = weight.shape[0]
+    k = weight.permute(0, 2, 3, 1).reshape(out, -1)
+    pair = 4 // weight.element_size()
+    step = HALF * pair
+    blocks, steps = -(-out // BLOCK), -(-k.shape[1] // step)
+    padded = weight.new_zeros((blocks * BLOCK, steps * step))
+    padded[:out, : k.shape[1]] = k
+    return padded.view(blocks, 2, HALF, steps, HALF, pair).permute(0, 3, 1, 4, 2, 5).contiguous()
+
+
+def emit_matrix(isa: Isa, spec: MatrixSpec) -> str:
+    """Words: x, weights, bias, residual, out, images (or pixels of the row), then the Schedule's."""
+    e = Emitter(isa)
+    _Matrix(e, spec).tasks()
+    return e.finish()
+
+
+class _Matrix:
+    def __init__(self, e: Emitter, spec: MatrixSpec) -> None:
+        self.e, self.spec, self.g = e, spec, spec.geometry
+        self.x, self.residual, self.out = (e.pointer(i, spec.element) for i in (0, 3, 4))
+        self.weight, self.bias = e.pointer(1, spec.element), e.pointer(2)
+        count = e.word(5)
+        self.pixels = count if self.g.width == 0 else e.mul(count, self.g.out_height * self.g.out_width)
+        self.size, self.blocks, self.run, self.by_channels = (e.word(i) for i in range(6, 10))
+        self.sums = e.stack(spec.group * BLOCK)
+        self.panel = e.buffer(e.mul(self.size, spec.group * spec.stride), spec.element) if spec.gathers else self.x
+
+    def tasks(self) -> None:
+        e, spec = self.e, self.spec
+        groups = e.b.udiv(e.add(self.pixels, spec.group - 1), e.i64(spec.group))
+        by_channels = e.b.icmp_unsigned("!=", self.by_channels, e.i64(0))
+
+        def task(t: Val) -> None:
+            slow, fast = e.b.udiv(t, self.run), e.b.urem(t, self.run)
+            first = e.mul(e.b.select(by_channels, fast, slow), self.size)
+            block = e.mul(e.b.select(by_channels, slow, fast), self.blocks)
+            self._task(first, e.min(e.add(first, self.size), groups), block)
+
+        self._configure()
+        e.each(e.begin, e.end, 1, task)
+        e.b.call(self._unit("tilerelease"), [])
+
+    def _unit(self, name: str, *types: ir.Type) -> Val:
+        return self.e.intrinsic(f"llvm.x86.{name}", ir.VoidType(), types)
+
+    def _configure(self) -> None:
+        """Palette 1: bytes a row (16-bit) of tile t at 16 + 2t, rows (8-bit) at 48 + t."""
+        rows = [self.spec.rows if t in (*_SUMS, *_PIXELS) else HALF for t in range(8)]
+        layout = [1, *[0] * 15, *([ROW_BYTES, 0] * 8), *[0] * 16, *rows, *[0] * 8]
+        place = self.e.stack(ROW_BYTES // 4)
+        self.e.b.store(ir.Constant(ir.VectorType(I8, 64), layout), place.address, align=64)
+        self.e.b.call(self._unit("ldtilecfg", PTR), [place.address])
+
+    def _task(self, first: Val, last: Val, block0: Val) -> None:
+        e, spec = self.e, self.spec
+        if spec.gathers:
+            e.each(first, last, 1, partial(self._gather, first))
+        whole, left = divmod(self.g.out_channels, BLOCK)
+
+        def block(n: Val) -> None:
+            def full() -> None:
+                e.each(first, last, 1, lambda i: self._group(first, i, n, BLOCK))
+
+            def rest() -> None:
+                e.each(first, last, 1, lambda i: self._group(first, i, n, left))
+
+            if left and whole:
+                e.switch(e.b.udiv(e.i64(n), e.i64(whole)), [full, rest])
+            else:
+                (rest if left else full)()
+
+        e.each(block0, e.min(e.add(block0, self.blocks), spec.channel_blocks), 1, block)
+
+    def _start(self, group: Val) -> Val:
+        return self.e.min(self.e.mul(group, self.spec.group), self.e.sub(self.pixels, self.spec.group))
+
+    # --- operands of pixels
+    def _gather(self, first: Val, group: Val) -> None:
+        e, spec = self.e, self.spec
+        start, row = self._start(group), spec.stride // spec.element.bytes
+        home = e.at(self.panel, e.mul(e.sub(group, first), spec.group * row))
+        e.each(0, spec.group, 1, lambda i: self._pixel(e.add(start, i), e.at(home, e.mul(i, row))))
+
+    def _pixel(self, pixel: Val, home: Place) -> None:
+        e, g, spec = self.e, self.g, self.spec
+        padding = spec.steps * spec.step - spec.taps
+        if padding:
+            self._copy(None, e.at(home, spec.taps), padding)
+        if g.width == 0:
+            self._copy(e.at(self.x, e.mul(pixel, g.channels)), home, g.channels)
+            return
+        place, ox = e.divmod(pixel, g.out_width)
+        image, oy = e.divmod(place, g.out_height)
+        top, left = e.sub(e.mul(oy, g.strides[0]), g.pads[0]), e.sub(e.mul(ox, g.strides[1]), g.pads[1])
+        across = g.kernel[1] * g.channels
+
+        def row(r: Val) -> None:
+            y = e.add(top, e.mul(r, g.dilations[0]))
+            line = e.add(e.mul(e.add(e.mul(image, g.height), y), g.width), left)
+            target = e.at(home, e.mul(r, across))
+
+            def column(met: Val | None, s: int) -> None:
+                inside = e.inside(e.add(left, s * g.dilations[1]), g.width)
+                inside = inside if met is None else e.b.and_(met, inside)
+                source = e.at(self.x, e.mul(e.add(line, s * g.dilations[1]), g.channels))
+                part = e.at(target, s * g.channels)
+                copy = partial(self._copy, target=part, count=g.channels)
+                self._either(inside, lambda: copy(source), lambda: copy(None))
+
+            met = e.inside(y, g.height) if g.pads[0] or g.pads[2] else None
+            one_run = g.kernel[1] == 1 or g.dilations[1] == 1
+
+            def together() -> None:
+                self._copy(e.at(self.x, e.mul(line, g.channels)), target, across)
+
+            def apart() -> None:
+                for s in range(g.kernel[1]):
+                    column(met, s)
+
+            if not one_run:
+                apart()
+                return
+            if not (g.pads[1] or g.pads[3]):
+                together() if met is None else self._either(met, together, lambda: self._copy(None, target, across))
+                return
+            inside = e.b.and_(e.inside(left, g.width), e.inside(e.add(left, g.kernel[1] - 1), g.width))
+            self._either(inside if met is None else e.b.and_(met, inside), together, apart)
+
+        e.each(0, g.kernel[0], 1, row)
+
+    def _either(self, condition: Val, yes: Callable[[], None], no: Callable[[], None]) -> None:
+        self.e.switch(self.e.b.zext(self.e.b.not_(condition), I64), [yes, no])
+
+    def _copy(self, source: Place | None, target: Place, count: int) -> None:
+        """`count` elements, or zeros."""
+        e, lanes = self.e, self.spec.step
+
+        def some(at: Val, n: int | None) -> None:
+            e.store_raw(None if source is None else e.load_raw(e.at(source, at), lanes, n), e.at(target, at), lanes, n)
+
+        whole = count - count % lanes
+        e.each(0, whole, lanes, lambda i: some(i, None))
+        if whole < count:
+            some(whole, count - whole)
+
+    # --- products
+    def _group(self, first: Val, group: Val, block: Val, channels: int) -> None:
+        e, spec = self.e, self.spec
+        halves = -(-channels // HALF)
+        start = self._start(group)
+        if spec.gathers:
+            pixels = e.at(self.panel, e.mul(e.sub(group, first), spec.group * (spec.stride // spec.element.bytes)))
+        else:
+            pixels = e.at(self.x, e.mul(start, spec.taps))
+        weights = e.at(self.weight, e.mul(block, spec.steps * 2 * TILE_BYTES // spec.element.bytes))
+        used = [(i, j) for i in range(spec.tiles) for j in range(halves)]
+        for i, j in used:
+            e.b.call(self._unit("tilezero", I8), [I8(_SUMS[2 * i + j])])
+        e.each(0, spec.steps, 1, lambda k: self._step(pixels, weights, k, halves))
+        for i, j in used:
+            place = e.at(self.sums, i * spec.rows * BLOCK + j * HALF)
+            self._move("tilestored64", _SUMS[2 * i + j], place, BLOCK * 4)
+        self._leave(start, e.mul(block, BLOCK), channels)
+
+    def _step(self, pixels: Place, weights: Place, k: Val, halves: int) -> None:
+        e, spec = self.e, self.spec
+        size = spec.element.bytes
+        for j in range(halves):
+            at = e.add(e.mul(k, 2 * TILE_BYTES // size), j * TILE_BYTES // size)
+            self._move("tileloadd64", _WEIGHTS[j], e.at(weights, at), ROW_BYTES)
+        for i in range(spec.tiles):
+            at = e.add(e.mul(k, spec.step), i * spec.rows * (spec.stride // size))
+            self._move("tileloadd64", _PIXELS[i], e.at(pixels, at), spec.stride)
+            for j in range(halves):
+                tiles = (_SUMS[2 * i + j], _PIXELS[i], _WEIGHTS[j])
+                e.b.call(self._unit("tdpbf16ps", I8, I8, I8), [I8(t) for t in tiles])
+
+    def _move(self, name: str, tile: int, place: Place, stride: int) -> None:
+        self.e.b.call(self._unit(name, I8, PTR, I64), [I8(tile), place.address, I64(stride)])
+
+    def _leave(self, start: Val, lane0: Val, channels: int) -> None:
+        """Bring a group's sums to the output: bias, residual, activation, store."""
+        e, g, spec, lanes = self.e, self.g, self.spec, self.e.isa.lanes
+        parts = [(v, min(lanes, channels - v)) for v in range(0, channels, lanes)]
+        counts = {v: None if n == lanes else n for v, n in parts}
+        bias = {v: e.load(e.at(self.bias, e.add(lane0, v)), n) if spec.bias else None for v, n in counts.items()}
+        home = e.add(e.mul(start, g.out_channels), lane0)
+
+        def row(i: Val) -> None:
+            for v, n in counts.items():
+                at = e.add(home, e.add(e.mul(i, g.out_channels), v))
+                value = e.load(e.at(self.sums, e.add(e.mul(i, BLOCK), v)))
+                value = value if bias[v] is None else e.b.fadd(value, bias[v])
+                other = e.load(e.at(self.residual, at), n) if spec.post.residual else None
+                e.store(emit_post(e, spec.post, value, other), e.at(self.out, at), n)
+
+        e.each(0, spec.group, 1, row)

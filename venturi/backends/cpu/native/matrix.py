@@ -1,0 +1,88 @@
+"""A convolution or product with constant weights on the matrix unit, as routines for whatever sizes come."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from venturi.backends.base import OUT, Operand, Phase, Routine
+from venturi.backends.cpu.codegen.activation import Post
+from venturi.backends.cpu.codegen.element import OF_TORCH
+from venturi.backends.cpu.codegen.geometry import ConvGeometry
+from venturi.backends.cpu.codegen.isa import Isa
+from venturi.backends.cpu.codegen.matrix import BLOCK, HALF, MatrixSpec, Schedule, emit_matrix, pack_matrix
+from venturi.backends.cpu.epilogue import Epilogue
+from venturi.backends.cpu.native.contraction import post_of
+from venturi.backends.cpu.native.jit import host_jit
+from venturi.backends.cpu.native.memory import packed_copy
+
+T = torch.Tensor
+EVEN_BELOW = 256
+PANEL_BYTES = 512 << 10
+MOST_TAPS = 32768
+
+
+def tile_rows(pixels: int) -> tuple[int, int]:
+    """(rows a tile, tiles a group) that leave least to compute twice; a group never exceeds `pixels`.
+
+    >>> tile_rows(49), tile_rows(31), tile_rows(9), tile_rows(3136)
+    ((13, 2), (16, 1), (9, 1), (16, 2))
+    """
+    if pixels <= HALF:
+        return pixels, 1
+    if pixels >= EVEN_BELOW:
+        return HALF, 2
+    if pixels < 2 * HALF:
+        return -(-pixels // 2), 1
+    return -(-pixels // (2 * -(-pixels // (2 * HALF)))), 2
+
+
+def matrix_configs(weight: Sequence[int], pixels: int | None, threads: int) -> list[dict[str, Any]]:
+    """The schedules worth timing for weights [out, in, kh, kw], best guess first. They share one piece of code."""
+    blocks = -(-weight[0] // BLOCK)
+    if pixels is None:
+        return [{"groups": 4, "blocks": min(4, blocks), "channels_first": False}]
+    groups = -(-pixels // (2 * HALF))
+    narrow = pixels < weight[0]
+    some = max(1, min(8, groups // (4 * threads)))
+    few = max(1, blocks // (2 * threads))
+    by_pixels = [(some, blocks, False), (2, blocks, False), (8, blocks, False), (4, 4, False), (2, 4, False)]
+    by_channels = [(8, few, True), (4, 1, True), (8, 4, True), (2, 2, True)]
+    found = dict.fromkeys(
+        (min(g, groups), min(b, blocks), first)
+        for g, b, first in (by_channels + by_pixels if narrow else by_pixels + by_channels)
+    )
+    busy = [f for f in found if -(-groups // f[0]) * -(-blocks // f[1]) >= threads]
+    return [dict(zip(("groups", "blocks", "channels_first"), f)) for f in busy or found]
+
+
+class Matrix:
+    """`weight` is [out, in, kh, kw]. Thread-safe."""
+
+    def __init__(self, isa: Isa, weight: T, bias: T | None, epilogue: Epilogue, config: Mapping[str, Any]) -> None:
+        post = post_of(epilogue)
+        assert isinstance(post, Post)
+        self._isa, self._config, self._post, self._residual = isa, config, post, epilogue.residual
+        self._element = OF_TORCH[weight.dtype]
+        self._weight = packed_copy(pack_matrix(weight))
+        self._bias = None if bias is None else bias.float().contiguous()
+
+    def routine(
+        self, geometry: ConvGeometry, batch: int, shape: Sequence[int], layouts: Sequence[torch.memory_format]
+    ) -> Routine:
+        """Of `batch` images into a result of `shape`; it lies as the first of `layouts`, the inputs' ones."""
+        flat, c = geometry.flat(), self._config
+        count = batch * geometry.height * geometry.width if flat.width == 0 else batch
+        pixels = count if flat.width == 0 else count * flat.out_height * flat.out_width
+        spec = MatrixSpec(flat, *tile_rows(pixels), self._bias is not None, self._post, self._element)
+        most = PANEL_BYTES // (spec.group * spec.stride) if spec.gathers else c["groups"]
+        schedule = Schedule(max(1, min(c["groups"], most)), c["blocks"], bool(c["channels_first"]))
+        address = host_jit(self._isa).address(repr(spec), lambda: emit_matrix(self._isa, spec))
+        words = (
+            Operand(0), self._weight.data_ptr(), 0 if self._bias is None else self._bias.data_ptr(),
+            0 if self._residual is None else Operand(self._residual), OUT, count, *schedule.words(spec, count),
+        )  # fmt: skip
+        phase = Phase(address, words, schedule.tasks(spec, count))
+        return Routine((phase,), tuple(shape), layouts[0], tuple(layouts), dtype=self._element.dtype)

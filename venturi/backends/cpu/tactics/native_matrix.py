@@ -1,0 +1,100 @@
+"""Convolutions and products in bf16 by generated code on the CPU's matrix unit."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from venturi.backends.base import Config, Kernel, RegionView, Routine
+from venturi.backends.cpu.codegen.element import BF16
+from venturi.backends.cpu.codegen.geometry import ConvGeometry
+from venturi.backends.cpu.codegen.isa import Isa
+from venturi.backends.cpu.native.kernel import NativeKernel, Shapes
+from venturi.backends.cpu.native.matrix import MOST_TAPS, Matrix, matrix_configs
+from venturi.backends.cpu.native.walker import max_threads
+from venturi.backends.cpu.tactics.conv import ConvSpec
+from venturi.backends.cpu.tactics.gemm import LinearSpec, aten_linear
+from venturi.backends.cpu.tactics.native_conv import aten_conv, geometry_of, read_native_conv
+from venturi.backends.cpu.tactics.native_linear import read_native_linear
+from venturi.ir.build import static_shape
+
+
+def _suits(isa: Isa, weight: torch.Tensor) -> str:
+    if not isa.tiles:
+        return "the CPU has no matrix unit"
+    if weight.dtype != torch.bfloat16:
+        return "not bf16"
+    taps = weight[0].numel()
+    return f"{taps} products a result, more than {MOST_TAPS}" if taps > MOST_TAPS else ""
+
+
+class NativeMatrixConv:
+    """Convolution in NHWC, any kernel, stride, dilation and padding, with its epilogue."""
+
+    name = "native-matrix-conv"
+
+    def match(self, region: RegionView) -> list[Config] | str:
+        found = self._read(region)
+        if isinstance(found, str):
+            return found
+        size = static_shape(region.anchor.outputs[0])
+        pixels = None if size is None else size[0] * size[2] * size[3]
+        return list(matrix_configs(found[1].weight.shape, pixels, max_threads()))
+
+    def _read(self, region: RegionView) -> tuple[Isa, ConvSpec] | str:
+        found = read_native_conv(region, BF16)
+        if isinstance(found, str):
+            return found
+        isa, spec = found
+        return _suits(isa, spec.weight) or ("grouped" if spec.group != 1 else found)
+
+    def bind(self, region: RegionView, config: Config) -> Kernel:
+        found = self._read(region)
+        assert not isinstance(found, str)
+        isa, spec = found
+        matrix = Matrix(isa, spec.weight, spec.bias, spec.epilogue, config)
+
+        def plan(shapes: Shapes) -> Routine | None:
+            sizes = geometry_of(spec, shapes)
+            if sizes is None:
+                return None
+            geometry, batch, shape = sizes
+            return matrix.routine(geometry, batch, shape, [torch.channels_last] * len(shapes))
+
+        return NativeKernel(plan, aten_conv(spec)).as_kernel()
+
+
+class NativeMatrixLinear:
+    """A linear layer as a convolution of one row of pixels."""
+
+    name = "native-matrix-linear"
+
+    def match(self, region: RegionView) -> list[Config] | str:
+        found = self._read(region)
+        if isinstance(found, str):
+            return found
+        size = static_shape(region.anchor.outputs[0])
+        pixels = None if size is None else math.prod(size[:-1])
+        return list(matrix_configs((*found[1].weight.shape, 1, 1), pixels, max_threads()))
+
+    def _read(self, region: RegionView) -> tuple[Isa, LinearSpec] | str:
+        found = read_native_linear(region, BF16)
+        return found if isinstance(found, str) else _suits(found[0], found[1].weight) or found
+
+    def bind(self, region: RegionView, config: Config) -> Kernel:
+        found = self._read(region)
+        assert not isinstance(found, str)
+        isa, spec = found
+        width, depth = spec.weight.shape
+        matrix = Matrix(isa, spec.weight[:, :, None, None], spec.bias, spec.epilogue, config)
+        residual = spec.epilogue.residual
+
+        def plan(shapes: Shapes) -> Routine | None:
+            shape, rows = (*shapes[0][:-1], width), math.prod(shapes[0][:-1])
+            if rows == 0 or shapes[0][-1] != depth or (residual is not None and shapes[residual] != shape):
+                return None
+            layouts = [torch.contiguous_format] * len(shapes)
+            return matrix.routine(ConvGeometry(1, rows, depth, width), 1, shape, layouts)
+
+        return NativeKernel(plan, aten_linear(spec)).as_kernel()
