@@ -195,11 +195,16 @@ class Backend:
     """A device's ordered tactics: preferred first, the reference last.
 
     Inside `exact()` the reference computes by the plainest algorithms: what candidates are verified against.
+    `plain()`: by the operators' definitions, however slow. Libraries of half precision may let a NaN reach more results
+    than it should; a candidate that agrees with the definition is right all the same.
+    `fuses_quantized`: there are kernels for contractions between dequantized inputs and a quantized output.
     """
 
     name: str
     tactics: tuple[Tactic, ...]
     exact: Callable[[], AbstractContextManager[object]] = nullcontext
+    plain: Callable[[], AbstractContextManager[object]] | None = None
+    fuses_quantized: bool = False
     _by_name: dict[str, Tactic] = field(default_factory=dict)
 
     def tactic(self, name: str) -> Tactic | None:

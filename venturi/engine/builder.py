@@ -48,7 +48,7 @@ def compile_model(model: ir.Model, config: BuildConfig, progress: ProgressCallba
     """Run the passes on `model` (in place) and plan it for the configured device."""
     target = open_target(config.device) if config.target is None else OfflineTarget(config.target)
     check_profiles(model.graph, config.profiles)
-    ctx = PassContext(precision=config.precision)
+    ctx = PassContext(precision=config.precision, fuses_quantized=target.backend.fuses_quantized)
     pass_ms = run_pipeline(model, ctx, progress=progress)
     rewrites = {k: v for k, v in ctx.rewrites.items() if v}
     return plan_model(model, stored_weights(model.graph), config, target, rewrites, sum(pass_ms.values()), progress)

@@ -275,7 +275,7 @@ def rebuild(source: ir.Model, plan: Plan, config: BuildConfig, target: Target) -
     from venturi.passes.rewriting import PassContext
 
     model = source.clone()
-    run_pipeline(model, PassContext(precision=config.precision))
+    run_pipeline(model, PassContext(precision=config.precision, fuses_quantized=target.backend.fuses_quantized))
     nodes = list(model.graph)
     if [tuple(s.ops) for s in plan.steps] == [_ops(n) for n in nodes]:
         renamed = rename_steps(model.graph, plan)

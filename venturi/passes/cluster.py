@@ -6,6 +6,7 @@ import onnx_ir as ir
 
 from venturi.ir.build import subgraphs
 from venturi.ir.dtypes import FLOATS
+from venturi.ir.quantization import per_tensor
 from venturi.ir.region import form_region
 from venturi.ops.table import POINTWISE, find_op
 from venturi.passes.rewriting import PassContext, single_use
@@ -19,7 +20,7 @@ def run(graph: ir.Graph, ctx: PassContext) -> None:
     order = {node: i for i, node in enumerate(graph)}
     cluster_of: dict[ir.Node, list[ir.Node]] = {}
     for node in graph:
-        if not _joins(node):
+        if not _joins(node, ctx):
             continue
         own = [node]
         reductions = int(node.op_type in REDUCTIONS)
@@ -46,12 +47,13 @@ def run(graph: ir.Graph, ctx: PassContext) -> None:
         form_region(kind, sorted(cluster, key=order.__getitem__))
 
 
-def _joins(node: ir.Node) -> bool:
+def _joins(node: ir.Node, ctx: PassContext) -> bool:
     """Single-output numeric pointwise nodes with at least one input that is not constant."""
     op = find_op(node.domain, node.op_type)
     if op is None or len(node.outputs) != 1 or subgraphs(node) or not node.inputs:
         return False
-    if POINTWISE not in op.traits and node.op_type not in REDUCTIONS:
+    between = node.op_type in ("QuantizeLinear", "DequantizeLinear") and ctx.fuses_quantized and per_tensor(node)
+    if POINTWISE not in op.traits and node.op_type not in REDUCTIONS and not between:
         return False
     if any(v is not None and (v.dtype is None or v.dtype == ir.DataType.STRING) for v in (*node.inputs, *node.outputs)):
         return False

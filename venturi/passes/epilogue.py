@@ -32,7 +32,7 @@ def run(graph: ir.Graph, ctx: PassContext) -> None:
         kind = _KINDS.get(node.op_type)
         if node.domain or kind is None or node.graph is not graph:
             continue
-        chain = _chain(node, kind)
+        chain = chain_of(node, kind)
         if len(chain) == 1:
             continue
         if not ctx.take():
@@ -40,7 +40,7 @@ def run(graph: ir.Graph, ctx: PassContext) -> None:
         form_region(kind, chain)
 
 
-def _chain(anchor: ir.Node, kind: str) -> list[ir.Node]:
+def chain_of(anchor: ir.Node, kind: str) -> list[ir.Node]:
     chain, bias, residual, activation = [anchor], False, False, False
     while True:
         out = chain[-1].outputs[0]

@@ -182,7 +182,11 @@ def replay_us(executable: Executable, device: torch.device, args: Sequence[Any],
             context._eager(list(args))
             side.synchronize()
             _, reason = context._capture(graph, list(args))
-        return None if reason else _median_us(graph, hopeless_us)
+        try:
+            return None if reason else _median_us(graph, hopeless_us)
+        finally:  # the allocator cannot give a dead graph's memory back while it captures the next one
+            graph.reset()
+            torch.cuda.empty_cache()
 
 
 def _median_us(graph: torch.cuda.CUDAGraph, hopeless_us: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -164,6 +165,23 @@ class Tuner:
             want = reference_kernel.run(*args)
             want_poisoned = reference_kernel.run(*poisoned)
         ulps, hides = region_ulps(region), masks_operands(region)
+
+        @functools.cache
+        def defined() -> Any:
+            assert self.backend.plain is not None
+            with self.backend.plain():
+                return reference_kernel.run(*poisoned)
+
+        def wrong(kernel: Kernel) -> str | None:
+            reason = disagreement(kernel.run(*args), want, ulps)
+            if reason:
+                return reason
+            got = kernel.run(*poisoned)
+            reason = disagreement(got, want_poisoned, ulps, may_hide=hides)
+            if reason and self.backend.plain is not None:
+                reason = disagreement(got, defined(), ulps, may_hide=hides)
+            return reason
+
         measured: list[tuple[Measurement, Kernel]] = []
         out_of_time = False
         for tactic, config in candidates:
@@ -173,10 +191,7 @@ class Tuner:
                 continue
             try:
                 kernel = reference_kernel if tactic.name == REFERENCE else tactic.bind(region, config)
-                reason = None
-                if kernel is not reference_kernel:
-                    reason = disagreement(kernel.run(*args), want, ulps)
-                    reason = reason or disagreement(kernel.run(*poisoned), want_poisoned, ulps, may_hide=hides)
+                reason = None if kernel is reference_kernel else wrong(kernel)
             except (RuntimeError, ValueError, TypeError, IndexError, VenturiError) as exc:
                 reason = f"failed: {str(exc).splitlines()[0] if str(exc) else type(exc).__name__}"
             if reason:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
 from venturi.backends.base import Backend, Config, Kernel, RegionView, Tactic
 from venturi.backends.cpu.tactics.concat import JoinConcat
 from venturi.backends.cpu.tactics.conv import AtenConv, OneDnnConv
@@ -11,7 +17,7 @@ from venturi.backends.cpu.tactics.reference import Reference
 from venturi.backends.sdpa import SdpaAttention
 
 NATIVE_NAMES = (
-    "native-matrix-conv", "native-matrix-linear",
+    "native-matrix-conv", "native-matrix-linear", "native-quantized",
     "native-conv", "native-winograd", "native-depthwise", "native-linear", "native-pool", "native-rows",
     "native-pointwise",
 )  # fmt: skip
@@ -30,6 +36,25 @@ class Missing:
         raise NotImplementedError(self._reason)
 
 
+@contextmanager
+def _plain() -> Iterator[None]:
+    """Without oneDNN, whose convolutions in bf16 spread a NaN beyond its window."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of flags for devices that are not there
+        with torch.backends.mkldnn.flags(enabled=False):
+            yield
+
+
+def _multiplies_bytes() -> bool:
+    """Whether quantized Regions have a kernel on this CPU."""
+    try:
+        from venturi.backends.cpu.codegen.isa import host
+    except ImportError:
+        return False
+    isa = host()
+    return not isinstance(isa, str) and isa.tiles
+
+
 def native_tactics() -> tuple[Tactic, ...]:
     """Tactics that generate code with LLVM."""
     try:
@@ -42,9 +67,10 @@ def native_tactics() -> tuple[Tactic, ...]:
     from venturi.backends.cpu.tactics.native_linear import NativeLinear
     from venturi.backends.cpu.tactics.native_matrix import NativeMatrixConv, NativeMatrixLinear
     from venturi.backends.cpu.tactics.native_pool import NativePool
+    from venturi.backends.cpu.tactics.native_quantized import NativeQuantized
 
     return (
-        NativeMatrixConv(), NativeMatrixLinear(),
+        NativeMatrixConv(), NativeMatrixLinear(), NativeQuantized(),
         NativeConv(), NativeWinograd(), NativeDepthwise(), NativeLinear(), NativePool(), NativeRows(),
         NativePointwise(),
     )  # fmt: skip
@@ -66,4 +92,6 @@ CPU = Backend(
         JoinConcat(),
         Reference(),
     ),
+    plain=_plain,
+    fuses_quantized=_multiplies_bytes(),
 )

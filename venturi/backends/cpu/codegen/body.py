@@ -11,7 +11,7 @@ import onnx_ir as ir
 from venturi.backends.base import RegionView
 from venturi.backends.cpu.codegen import mathlib as m
 from venturi.backends.cpu.codegen.activation import ACTIVATIONS, Post
-from venturi.backends.cpu.codegen.element import FLOAT, OF_GRAPH, Element, Place, narrow, widen
+from venturi.backends.cpu.codegen.element import BF16, BYTES, FLOAT, OF_GRAPH, Element, Place, narrow, widen
 from venturi.backends.cpu.codegen.emit import Emitter, Val
 from venturi.ir.dtypes import DT
 
@@ -93,10 +93,22 @@ def _softplus(e: Emitter, a: list[Val], attrs: Mapping[str, Any]) -> Val:
 def _cast(e: Emitter, a: list[Val], attrs: Mapping[str, Any]) -> Val:
     if attrs["to"] == DT.FLOAT:
         return a[0]
-    return widen(e.b, narrow(e.b, a[0], e.isa.lanes, e.isa.rounds_bf16), e.isa.lanes)
+    return widen(e.b, narrow(e.b, a[0], BF16, e.isa.lanes, e.isa.rounds_bf16), BF16, e.isa.lanes)
 
 
+def _dequantize(e: Emitter, a: list[Val], attrs: Mapping[str, Any]) -> Val:
+    return e.b.fmul(e.b.fsub(a[0], e.constant(attrs["zero"])), e.constant(attrs["scale"]))
+
+
+def _quantize(e: Emitter, a: list[Val], attrs: Mapping[str, Any]) -> Val:
+    scaled = e.b.fmul(a[0], e.constant(1.0 / attrs["scale"]))
+    return m.quantize(e, scaled, e.constant(attrs["zero"]), attrs["limits"])
+
+
+_ELEMENTS = OF_GRAPH | BYTES
 EXPRESSIONS: dict[str, Emit] = {
+    "DequantizeLinear": _dequantize,
+    "QuantizeLinear": _quantize,
     "Add": _fold(lambda e, x, y: e.b.fadd(x, y)),
     "Sum": _fold(lambda e, x, y: e.b.fadd(x, y)),
     "Sub": lambda e, a, attrs: e.b.fsub(a[0], a[1]),
@@ -152,17 +164,17 @@ class Reading:
 def read_body(region: RegionView, anchor: ir.Node | None = None) -> Reading | str:
     """The Region's nodes as statements, or why there is no code for one. The `anchor`'s statement keeps its operator's
     name and its inputs; whoever emits the body knows what to do at it."""
-    out = OF_GRAPH.get(region.outputs[0].dtype) if len(region.outputs) == 1 else None  # type: ignore[arg-type]
+    out = _ELEMENTS.get(region.outputs[0].dtype) if len(region.outputs) == 1 else None  # type: ignore[arg-type]
     if out is None:
-        return "not one output in fp32 or bf16"
+        return "not one output in fp32, bf16 or bytes"
     used = [v for v in dict.fromkeys(v for n in region.nodes for v in n.inputs) if v is not None]
     outer = [v for v in used if any(v is f for f in region.formal)]
     scalars = {v: float(w.reshape(())) for v in outer if (w := region.constant(v)) is not None and _is_scalar(v, w)}
     pointers = [v for v in outer if v not in scalars]
-    elements = [OF_GRAPH.get(v.dtype) if isinstance(v.type, ir.TensorType) else None for v in pointers]  # type: ignore[arg-type]
+    elements = [_ELEMENTS.get(v.dtype) if isinstance(v.type, ir.TensorType) else None for v in pointers]  # type: ignore[arg-type]
     read = tuple(e for e in elements if e is not None)
     if len(read) != len(elements):
-        return "an input is not a tensor in fp32 or bf16"
+        return "an input is not a tensor in fp32, bf16 or bytes"
     if [n.op_type for n in region.nodes] == ["Identity"]:
         return "nothing to compute"
     number = {v: i for i, v in enumerate(pointers)}
@@ -184,6 +196,11 @@ def read_body(region: RegionView, anchor: ir.Node | None = None) -> Reading | st
             if exponent not in _POWERS:
                 return f"Pow by {exponent}"
             kept, inputs = (("exponent", exponent),), inputs[:1]
+        elif node.op_type in ("QuantizeLinear", "DequantizeLinear") and _one_scale(node, scalars):
+            zero = scalars.get(node.inputs[2], 0.0) if len(node.inputs) > 2 else 0.0  # type: ignore[arg-type]
+            kept, inputs = (("scale", scalars[node.inputs[1]]), ("zero", zero)), inputs[:1]  # type: ignore[index]
+            if node.op_type == "QuantizeLinear":
+                kept = (*kept, ("limits", _ELEMENTS[node.outputs[0].dtype].limits))  # type: ignore[index]
         elif node.op_type not in EXPRESSIONS or node.domain or not _types_fit(node):
             return f"no code for {node.op_type} on these types"
         else:
@@ -192,8 +209,17 @@ def read_body(region: RegionView, anchor: ir.Node | None = None) -> Reading | st
     return Reading(Body(read, tuple(statements), number[region.outputs[0]], out), tuple(pointers))
 
 
+def _one_scale(node: ir.Node, scalars: Mapping[ir.Value, float]) -> bool:
+    """Between fp32 and bytes, by a scale and a zero that are constants."""
+    small, wide = node.outputs[0], node.inputs[0]
+    if node.op_type == "DequantizeLinear":
+        small, wide = wide, small  # type: ignore[assignment]
+    known = all(v in scalars for v in node.inputs[1:] if v is not None)
+    return known and small.dtype in BYTES and wide is not None and wide.dtype == DT.FLOAT
+
+
 def _is_scalar(value: ir.Value, weight: Any) -> bool:
-    return value.dtype in OF_GRAPH and weight.numel() == 1
+    return value.dtype in _ELEMENTS and weight.numel() == 1
 
 
 def _types_fit(node: ir.Node) -> bool:

@@ -11,16 +11,17 @@ from llvmlite import ir
 from venturi.ir.dtypes import DT
 
 Val = Any
-F32, I16, I32 = ir.FloatType(), ir.IntType(16), ir.IntType(32)
+F32, I8, I16, I32 = ir.FloatType(), ir.IntType(8), ir.IntType(16), ir.IntType(32)
 
 
 @dataclass(frozen=True, repr=False)
 class Element:
-    """A type that kernels read and write; they compute in fp32."""
+    """A type that kernels read and write; they compute in fp32. `suffix` is LLVM's name of the stored type."""
 
     name: str
     dtype: torch.dtype
     stored: Any
+    suffix: str
 
     def __repr__(self) -> str:
         return self.name
@@ -29,11 +30,23 @@ class Element:
     def bytes(self) -> int:
         return self.dtype.itemsize
 
+    @property
+    def limits(self) -> tuple[int, int] | None:
+        """The least and the greatest integer; None for floating point."""
+        if self.dtype.is_floating_point:
+            return None
+        info = torch.iinfo(self.dtype)
+        return info.min, info.max
 
-FLOAT = Element("f32", torch.float32, F32)
-BF16 = Element("bf16", torch.bfloat16, I16)
+
+FLOAT = Element("f32", torch.float32, F32, "f32")
+BF16 = Element("bf16", torch.bfloat16, I16, "i16")
+U8 = Element("u8", torch.uint8, I8, "i8")
+S8 = Element("s8", torch.int8, I8, "i8")
+S32 = Element("s32", torch.int32, I32, "i32")
 OF_GRAPH = {DT.FLOAT: FLOAT, DT.BFLOAT16: BF16}
-OF_TORCH = {e.dtype: e for e in OF_GRAPH.values()}
+BYTES = {DT.UINT8: U8, DT.INT8: S8}
+OF_TORCH = {e.dtype: e for e in (FLOAT, BF16, U8, S8)}
 
 
 @dataclass(frozen=True)
@@ -44,11 +57,29 @@ class Place:
     element: Element = FLOAT
 
 
-def widen(b: ir.IRBuilder, x: Val, lanes: int) -> Val:
-    """Stored bf16, as integers, to fp32: its bits are the upper half."""
-    words = ir.VectorType(I32, lanes)
-    upper = b.shl(b.zext(x, words), ir.Constant(words, [16] * lanes))
-    return b.bitcast(upper, ir.VectorType(F32, lanes))
+def widen(b: ir.IRBuilder, x: Val, element: Element, lanes: int) -> Val:
+    """Stored elements to fp32. Of bf16, the bits are the upper half."""
+    if element is FLOAT:
+        return x
+    words, floats = ir.VectorType(I32, lanes), ir.VectorType(F32, lanes)
+    if element is BF16:
+        return b.bitcast(b.shl(b.zext(x, words), ir.Constant(words, [16] * lanes)), floats)
+    if element is not S32:
+        x = b.zext(x, words) if element is U8 else b.sext(x, words)
+    return b.sitofp(x, floats)
+
+
+def narrow(b: ir.IRBuilder, x: Val, element: Element, lanes: int, rounds_bf16: bool) -> Val:
+    """fp32 as it is stored. bf16 is rounded to nearest, ties to even, NaN stays NaN; where the CPU `rounds_bf16`, its
+    instruction takes numbers below 2^-126 for 0. Integers must be whole and in range already; NaN becomes 0."""
+    if element is FLOAT:
+        return x
+    stored = ir.VectorType(element.stored, lanes)
+    if element is BF16:
+        return _round(b, x, lanes, rounds_bf16)
+    zeros = ir.Constant(x.type, None)
+    whole = b.fptosi(b.select(b.fcmp_ordered("ord", x, x), x, zeros), ir.VectorType(I32, lanes))
+    return whole if element is S32 else b.trunc(whole, stored)
 
 
 class _BFloat(ir.Type):  # type: ignore[misc]
@@ -58,9 +89,7 @@ class _BFloat(ir.Type):  # type: ignore[misc]
         return "bfloat"
 
 
-def narrow(b: ir.IRBuilder, x: Val, lanes: int, native: bool) -> Val:
-    """fp32 to bf16 as stored, rounded to nearest, ties to even. NaN stays NaN: a quiet bit survives the cut. `native`:
-    the CPU has an instruction for it, which takes numbers below 2^-126 for 0."""
+def _round(b: ir.IRBuilder, x: Val, lanes: int, native: bool) -> Val:
     if native:
         return b.bitcast(b.fptrunc(x, ir.VectorType(_BFloat(), lanes)), ir.VectorType(I16, lanes))
     words = ir.VectorType(I32, lanes)

@@ -153,6 +153,12 @@ def log(e: Emitter, x: Val) -> Val:
     return e.b.select(wrong, e.constant(float("nan")), out)
 
 
+def quantize(e: Emitter, x: Val, zero: Val, limits: tuple[int, int]) -> Val:
+    """round(x) + zero within `limits`, ties to even; 0 for NaN."""
+    x = e.b.fadd(e.b.call(e.math("rint", 1), [x]), zero)
+    return at_most(e, at_least(e, x, float(limits[0])), float(limits[1]))
+
+
 def _ints(e: Emitter) -> ir.VectorType:
     return ir.VectorType(I32, e.isa.lanes)
 

@@ -1,12 +1,13 @@
 """Convolutions and products on a CPU's matrix unit (Intel AMX), in NHWC.
 
-The unit multiplies tiles of 16 rows of 64 bytes: a step takes 32 (bf16) of K. Four tiles hold the sums of up to 32
-pixels by 32 channels; two of pixels and two of weights feed them. Pixels are numbered through all images; the last
-group of them overlaps its neighbour rather than stick out.
+The unit multiplies tiles of 16 rows of 64 bytes: a step takes 32 (bf16) or 64 (bytes) of K. Four tiles hold the sums of
+up to 32 pixels by 32 channels; two of pixels and two of weights feed them. Pixels are numbered through all images; the
+last group of them overlaps its neighbour rather than stick out.
 
 Where the image's rows cannot be read as they lie (kernels larger than one, strides, padding, channels that do not fill
 steps), a task first gathers its pixels' operands, [pixel][kernel row][kernel column][channel], with zeros for padding
-and for what K lacks. Weights lie as [block of 32 channels][step][half][16 groups of K][16 channels][group].
+and for what K lacks; where integers stand for numbers, with the one that stands for zero. Weights lie as
+[block of 32 channels][step][half][16 groups of K][16 channels][group].
 """
 
 from __future__ import annotations
@@ -19,31 +20,45 @@ import torch
 from llvmlite import ir
 
 from venturi.backends.cpu.codegen.activation import Post, emit_post
-from venturi.backends.cpu.codegen.element import BF16, Element, Place
-from venturi.backends.cpu.codegen.emit import I64, PTR, Emitter, Val
+from venturi.backends.cpu.codegen.element import BF16, FLOAT, S8, S32, U8, Element, Place
+from venturi.backends.cpu.codegen.emit import I32, I64, PTR, Emitter, Val
 from venturi.backends.cpu.codegen.geometry import ConvGeometry
 from venturi.backends.cpu.codegen.isa import Isa
+from venturi.backends.cpu.codegen.mathlib import quantize
 
 I8 = ir.IntType(8)
 ROW_BYTES, TILE_BYTES, HALF, BLOCK = 64, 1024, 16, 32
+RESIDUAL_SCALE, RESIDUAL_SHIFT, OUT_SCALE, OUT_ZERO = range(4)
+_PRODUCT = {BF16: "tdpbf16ps", U8: "tdpbusd", S8: "tdpbssd"}
 _SUMS, _PIXELS, _WEIGHTS = (0, 1, 2, 3), (4, 5), (6, 7)
 
 
 @dataclass(frozen=True)
 class MatrixSpec:
-    """A group is `tiles` (1 or 2) times `rows` (at most 16) pixels. Images and weights are of `element`."""
+    """A group is `tiles` (1 or 2) times `rows` (at most 16) pixels. Weights are bf16 or, where `image` is of bytes, s8:
+    then the sums are integers, and a scale for every channel makes numbers of them."""
 
     geometry: ConvGeometry
     rows: int
     tiles: int
     bias: bool
     post: Post
-    element: Element = BF16
+    image: Element = BF16
+    residual: Element = BF16
+    out: Element = BF16
+
+    @property
+    def weight(self) -> Element:
+        return S8 if self.quantized else BF16
+
+    @property
+    def quantized(self) -> bool:
+        return self.image.limits is not None
 
     @property
     def step(self) -> int:
         """Elements of K a step."""
-        return ROW_BYTES // self.element.bytes
+        return ROW_BYTES // self.image.bytes
 
     @property
     def taps(self) -> int:
@@ -61,7 +76,7 @@ class MatrixSpec:
     def stride(self) -> int:
         """Bytes from a pixel's operands to the next one's. Gathered ones are an odd number of cache lines apart, so
         that the rows of a tile do not meet in one set of the cache."""
-        return (self.steps | 1) * ROW_BYTES if self.gathers else self.taps * self.element.bytes
+        return (self.steps | 1) * ROW_BYTES if self.gathers else self.taps * self.image.bytes
 
     @property
     def group(self) -> int:
@@ -112,7 +127,9 @@ def pack_matrix(weight: torch.Tensor) -> torch.Tensor:
 
 
 def emit_matrix(isa: Isa, spec: MatrixSpec) -> str:
-    """Words: x, weights, bias, residual, out, images (or pixels of the row), then the Schedule's."""
+    """Words: x, weights, bias, residual, out, images (or pixels of the row), the Schedule's four. Where integers stand
+    for numbers, also: a scale a channel; residual's scale and shift, the output's inverse scale and zero, in fp32; the
+    image's zero."""
     e = Emitter(isa)
     _Matrix(e, spec).tasks()
     return e.finish()
@@ -121,13 +138,23 @@ def emit_matrix(isa: Isa, spec: MatrixSpec) -> str:
 class _Matrix:
     def __init__(self, e: Emitter, spec: MatrixSpec) -> None:
         self.e, self.spec, self.g = e, spec, spec.geometry
-        self.x, self.residual, self.out = (e.pointer(i, spec.element) for i in (0, 3, 4))
-        self.weight, self.bias = e.pointer(1, spec.element), e.pointer(2)
+        self.x, self.weight, self.bias = e.pointer(0, spec.image), e.pointer(1, spec.weight), e.pointer(2)
+        self.residual, self.out = e.pointer(3, spec.residual), e.pointer(4, spec.out)
         count = e.word(5)
         self.pixels = count if self.g.width == 0 else e.mul(count, self.g.out_height * self.g.out_width)
         self.size, self.blocks, self.run, self.by_channels = (e.word(i) for i in range(6, 10))
-        self.sums = e.stack(spec.group * BLOCK)
-        self.panel = e.buffer(e.mul(self.size, spec.group * spec.stride), spec.element) if spec.gathers else self.x
+        self.sums = e.stack(spec.group * BLOCK, S32 if spec.quantized else FLOAT)
+        lanes = ir.VectorType(spec.image.stored, spec.step)
+        self.nothing = ir.Constant(lanes, None)
+        if spec.quantized:
+            self.scale = e.pointer(10)
+            numbers = e.pointer(11)
+            self.numbers = [e.splat(e.load_scalar(e.at(numbers, i))) for i in range(4)]
+            one = e.b.insert_element(ir.Constant(lanes, ir.Undefined), e.b.trunc(e.word(12), I8), I32(0))
+            self.nothing = e.b.shuffle_vector(
+                one, ir.Constant(lanes, ir.Undefined), ir.Constant(ir.VectorType(I32, spec.step), None)
+            )
+        self.panel = e.buffer(e.mul(self.size, spec.group * spec.stride), spec.image) if spec.gathers else self.x
 
     def tasks(self) -> None:
         e, spec = self.e, self.spec
@@ -181,7 +208,7 @@ class _Matrix:
     # --- operands of pixels
     def _gather(self, first: Val, group: Val) -> None:
         e, spec = self.e, self.spec
-        start, row = self._start(group), spec.stride // spec.element.bytes
+        start, row = self._start(group), spec.stride // spec.image.bytes
         home = e.at(self.panel, e.mul(e.sub(group, first), spec.group * row))
         e.each(0, spec.group, 1, lambda i: self._pixel(e.add(start, i), e.at(home, e.mul(i, row))))
 
@@ -236,11 +263,12 @@ class _Matrix:
         self.e.switch(self.e.b.zext(self.e.b.not_(condition), I64), [yes, no])
 
     def _copy(self, source: Place | None, target: Place, count: int) -> None:
-        """`count` elements, or zeros."""
+        """`count` elements, or as many zeros."""
         e, lanes = self.e, self.spec.step
 
         def some(at: Val, n: int | None) -> None:
-            e.store_raw(None if source is None else e.load_raw(e.at(source, at), lanes, n), e.at(target, at), lanes, n)
+            value = self.nothing if source is None else e.load_raw(e.at(source, at), lanes, n)
+            e.store_raw(value, e.at(target, at), lanes, n)
 
         whole = count - count % lanes
         e.each(0, whole, lanes, lambda i: some(i, None))
@@ -253,10 +281,10 @@ class _Matrix:
         halves = -(-channels // HALF)
         start = self._start(group)
         if spec.gathers:
-            pixels = e.at(self.panel, e.mul(e.sub(group, first), spec.group * (spec.stride // spec.element.bytes)))
+            pixels = e.at(self.panel, e.mul(e.sub(group, first), spec.group * (spec.stride // spec.image.bytes)))
         else:
             pixels = e.at(self.x, e.mul(start, spec.taps))
-        weights = e.at(self.weight, e.mul(block, spec.steps * 2 * TILE_BYTES // spec.element.bytes))
+        weights = e.at(self.weight, e.mul(block, spec.steps * 2 * TILE_BYTES // spec.weight.bytes))
         used = [(i, j) for i in range(spec.tiles) for j in range(halves)]
         for i, j in used:
             e.b.call(self._unit("tilezero", I8), [I8(_SUMS[2 * i + j])])
@@ -268,7 +296,7 @@ class _Matrix:
 
     def _step(self, pixels: Place, weights: Place, k: Val, halves: int) -> None:
         e, spec = self.e, self.spec
-        size = spec.element.bytes
+        size = spec.image.bytes
         for j in range(halves):
             at = e.add(e.mul(k, 2 * TILE_BYTES // size), j * TILE_BYTES // size)
             self._move("tileloadd64", _WEIGHTS[j], e.at(weights, at), ROW_BYTES)
@@ -277,7 +305,7 @@ class _Matrix:
             self._move("tileloadd64", _PIXELS[i], e.at(pixels, at), spec.stride)
             for j in range(halves):
                 tiles = (_SUMS[2 * i + j], _PIXELS[i], _WEIGHTS[j])
-                e.b.call(self._unit("tdpbf16ps", I8, I8, I8), [I8(t) for t in tiles])
+                e.b.call(self._unit(_PRODUCT[spec.image], I8, I8, I8), [I8(t) for t in tiles])
 
     def _move(self, name: str, tile: int, place: Place, stride: int) -> None:
         self.e.b.call(self._unit(name, I8, PTR, I64), [I8(tile), place.address, I64(stride)])
@@ -288,14 +316,24 @@ class _Matrix:
         parts = [(v, min(lanes, channels - v)) for v in range(0, channels, lanes)]
         counts = {v: None if n == lanes else n for v, n in parts}
         bias = {v: e.load(e.at(self.bias, e.add(lane0, v)), n) if spec.bias else None for v, n in counts.items()}
+        scale = {v: e.load(e.at(self.scale, e.add(lane0, v)), n) if spec.quantized else None for v, n in counts.items()}
         home = e.add(e.mul(start, g.out_channels), lane0)
 
         def row(i: Val) -> None:
             for v, n in counts.items():
                 at = e.add(home, e.add(e.mul(i, g.out_channels), v))
                 value = e.load(e.at(self.sums, e.add(e.mul(i, BLOCK), v)))
-                value = value if bias[v] is None else e.b.fadd(value, bias[v])
+                if scale[v] is not None:
+                    value = e.fma(value, scale[v], e.constant(0.0) if bias[v] is None else bias[v])
+                elif bias[v] is not None:
+                    value = e.b.fadd(value, bias[v])
                 other = e.load(e.at(self.residual, at), n) if spec.post.residual else None
-                e.store(emit_post(e, spec.post, value, other), e.at(self.out, at), n)
+                if other is not None and spec.residual.limits:
+                    other = e.fma(other, self.numbers[RESIDUAL_SCALE], self.numbers[RESIDUAL_SHIFT])
+                value = emit_post(e, spec.post, value, other)
+                if spec.out.limits:
+                    value = e.b.fmul(value, self.numbers[OUT_SCALE])
+                    value = quantize(e, value, self.numbers[OUT_ZERO], spec.out.limits)
+                e.store(value, e.at(self.out, at), n)
 
         e.each(0, spec.group, 1, row)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from venturi.backends.base import OUT, Operand, Phase, Routine
 from venturi.backends.cpu.codegen.activation import Post
-from venturi.backends.cpu.codegen.element import OF_TORCH
+from venturi.backends.cpu.codegen.element import BF16, Element
 from venturi.backends.cpu.codegen.geometry import ConvGeometry
 from venturi.backends.cpu.codegen.isa import Isa
 from venturi.backends.cpu.codegen.matrix import BLOCK, HALF, MatrixSpec, Schedule, emit_matrix, pack_matrix
@@ -58,16 +59,34 @@ def matrix_configs(weight: Sequence[int], pixels: int | None, threads: int) -> l
     return [dict(zip(("groups", "blocks", "channels_first"), f)) for f in busy or found]
 
 
-class Matrix:
-    """`weight` is [out, in, kh, kw]. Thread-safe."""
+@dataclass(frozen=True)
+class Stored:
+    """How a tensor keeps its numbers: as they are, or (stored - zero) * scale where the element is an integer."""
 
-    def __init__(self, isa: Isa, weight: T, bias: T | None, epilogue: Epilogue, config: Mapping[str, Any]) -> None:
+    element: Element
+    scale: float = 1.0
+    zero: int = 0
+
+
+class Matrix:
+    """`weight` is [out, in, kh, kw]: bf16, or s8 beside `scales` [out] that make its numbers. Thread-safe."""
+
+    def __init__(
+        self, isa: Isa, weight: T, bias: T | None, epilogue: Epilogue, config: Mapping[str, Any],
+        image: Stored = Stored(BF16), out: Stored = Stored(BF16), residual: Stored = Stored(BF16),
+        scales: T | None = None,
+    ) -> None:  # fmt: skip
         post = post_of(epilogue)
         assert isinstance(post, Post)
         self._isa, self._config, self._post, self._residual = isa, config, post, epilogue.residual
-        self._element = OF_TORCH[weight.dtype]
+        self._elements, self._zero = (image.element, residual.element, out.element), image.zero
         self._weight = packed_copy(pack_matrix(weight))
         self._bias = None if bias is None else bias.float().contiguous()
+        self._scales = None if scales is None else (scales * image.scale).float().contiguous()
+        self._numbers = torch.tensor([residual.scale, -residual.zero * residual.scale, 1 / out.scale, float(out.zero)])
+        if self._scales is not None and image.zero:
+            shift = -self._scales.double() * image.zero * weight.double().flatten(1).sum(1)
+            self._bias = (shift if self._bias is None else shift + self._bias.double()).float()
 
     def routine(
         self, geometry: ConvGeometry, batch: int, shape: Sequence[int], layouts: Sequence[torch.memory_format]
@@ -76,13 +95,14 @@ class Matrix:
         flat, c = geometry.flat(), self._config
         count = batch * geometry.height * geometry.width if flat.width == 0 else batch
         pixels = count if flat.width == 0 else count * flat.out_height * flat.out_width
-        spec = MatrixSpec(flat, *tile_rows(pixels), self._bias is not None, self._post, self._element)
+        spec = MatrixSpec(flat, *tile_rows(pixels), self._bias is not None, self._post, *self._elements)
         most = PANEL_BYTES // (spec.group * spec.stride) if spec.gathers else c["groups"]
         schedule = Schedule(max(1, min(c["groups"], most)), c["blocks"], bool(c["channels_first"]))
         address = host_jit(self._isa).address(repr(spec), lambda: emit_matrix(self._isa, spec))
         words = (
             Operand(0), self._weight.data_ptr(), 0 if self._bias is None else self._bias.data_ptr(),
             0 if self._residual is None else Operand(self._residual), OUT, count, *schedule.words(spec, count),
+            0 if self._scales is None else self._scales.data_ptr(), self._numbers.data_ptr(), self._zero & 0xFF,
         )  # fmt: skip
         phase = Phase(address, words, schedule.tasks(spec, count))
-        return Routine((phase,), tuple(shape), layouts[0], tuple(layouts), dtype=self._element.dtype)
+        return Routine((phase,), tuple(shape), layouts[0], tuple(layouts), dtype=spec.out.dtype)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from venturi.backends.base import OUT, Config, Kernel, Operand, Phase, RegionView, Routine
-from venturi.backends.cpu.codegen.element import OF_GRAPH, Element
+from venturi.backends.cpu.codegen.element import BYTES, OF_GRAPH, Element
 from venturi.backends.cpu.codegen.geometry import ConvGeometry
 from venturi.backends.cpu.codegen.isa import Isa, host
 from venturi.backends.cpu.codegen.pool import PoolSpec, emit_global_mean, emit_pool
@@ -18,6 +18,7 @@ from venturi.backends.cpu.tactics.reference import Reference
 from venturi.ir.build import rank
 from venturi.ops.pool import Window
 
+_ELEMENTS = OF_GRAPH | BYTES
 Plan = Callable[[Isa, Element, Shapes], Routine | None]
 
 
@@ -37,7 +38,7 @@ class NativePool:
         isa, plan = host(), _read(region)
         assert isinstance(isa, Isa)
         assert not isinstance(plan, str)
-        element = OF_GRAPH[region.outputs[0].dtype]  # type: ignore[index]
+        element = _ELEMENTS[region.outputs[0].dtype]  # type: ignore[index]
         other = Reference().bind(region, {}).run
         return NativeKernel(lambda shapes: plan(isa, element, shapes), other).as_kernel()
 
@@ -48,8 +49,10 @@ def _read(region: RegionView) -> Plan | str:
         return "not a single pooling"
     node = region.anchor
     source = node.inputs[0] if node.inputs else None
-    if source is None or source.dtype not in OF_GRAPH or rank(source) != 4:
-        return "not an image in fp32 or bf16"
+    if source is None or source.dtype not in _ELEMENTS or rank(source) != 4:
+        return "not an image in fp32, bf16 or bytes"
+    if source.dtype not in OF_GRAPH and node.op_type != "MaxPool":
+        return "sums of bytes"
     if source.shape is None or not all(isinstance(d, int) for d in list(source.shape)[2:]):
         return "code would depend on the image's size, which is only known at run time"
     if region.is_constant(source) or any(v.uses() or v.is_graph_output() for v in node.outputs[1:]):
