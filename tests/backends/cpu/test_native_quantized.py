@@ -55,7 +55,7 @@ class Model:
         zero = self.constant(np.zeros(size, np.int8))
         return self.add("DequantizeLinear", [stored, scale, zero], **({} if axis is None else {"axis": axis}))
 
-    def build(self, inputs: dict[str, Any], output: str, shape: Any, level: int = 2) -> tuple[Engine, Interpreter]:
+    def build(self, inputs: dict[str, Any], output: str, shape: Any, level: int = 0) -> tuple[Engine, Interpreter]:
         """(engine, what runs the model node by node)."""
         given = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in inputs.items()]
         out = helper.make_tensor_value_info(output, TensorProto.FLOAT, shape)
@@ -181,6 +181,29 @@ def test_what_it_leaves_to_others() -> None:
         engine, plain = m.build({"x": (1, 16, 5, 5)}, m.quantized(y, 0.05, 100), None)
         assert "native-quantized" not in tactics(engine)
         agree(engine, plain, 0.05, m.rng.standard_normal((1, 16, 5, 5)).astype(np.float32))
+
+
+@pytest.mark.parametrize("kind, zero", [("u8", 117), ("s8", -9)])
+@pytest.mark.parametrize("channels, strides", [(5, 1), (40, 2), (64, 1)])
+def test_depthwise(channels: int, strides: int, kind: str, zero: int) -> None:
+    """What the padding stands for is zero, not the byte 0."""
+    m = Model(kind)
+    x = m.quantized("x", 0.02, zero)
+    bias = m.add(
+        "DequantizeLinear",
+        [
+            m.constant(m.rng.integers(-99, 99, channels).astype(np.int32)),
+            m.constant(np.full(channels, 1e-3, np.float32)),
+        ],
+        axis=0,
+    )
+    y = m.add(
+        "Conv", [x, m.weight((channels, 1, 3, 3), 0), bias], kernel_shape=[3, 3], strides=[strides] * 2,
+        pads=[1, 1, 1, 1], group=channels,
+    )  # fmt: skip
+    engine, plain = m.build({"x": (2, channels, 9, 11)}, m.quantized(m.add("Relu", [y]), 0.03, zero), None)
+    assert "native-quantized-depthwise" in tactics(engine)
+    agree(engine, plain, 0.03, m.rng.standard_normal((2, channels, 9, 11)).astype(np.float32))
 
 
 def test_any_batch() -> None:

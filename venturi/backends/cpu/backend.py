@@ -17,7 +17,7 @@ from venturi.backends.cpu.tactics.reference import Reference
 from venturi.backends.sdpa import SdpaAttention
 
 NATIVE_NAMES = (
-    "native-matrix-conv", "native-matrix-linear", "native-quantized",
+    "native-matrix-conv", "native-matrix-linear", "native-quantized", "native-quantized-depthwise",
     "native-conv", "native-winograd", "native-depthwise", "native-linear", "native-pool", "native-rows",
     "native-pointwise",
 )  # fmt: skip
@@ -63,14 +63,14 @@ def native_tactics() -> tuple[Tactic, ...]:
         return tuple(Missing(name, "llvmlite is not installed") for name in NATIVE_NAMES)
     from venturi.backends.cpu.tactics.native_cluster import NativePointwise, NativeRows
     from venturi.backends.cpu.tactics.native_conv import NativeConv, NativeWinograd
-    from venturi.backends.cpu.tactics.native_depthwise import NativeDepthwise
+    from venturi.backends.cpu.tactics.native_depthwise import NativeDepthwise, NativeQuantizedDepthwise
     from venturi.backends.cpu.tactics.native_linear import NativeLinear
     from venturi.backends.cpu.tactics.native_matrix import NativeMatrixConv, NativeMatrixLinear
     from venturi.backends.cpu.tactics.native_pool import NativePool
     from venturi.backends.cpu.tactics.native_quantized import NativeQuantized
 
     return (
-        NativeMatrixConv(), NativeMatrixLinear(), NativeQuantized(),
+        NativeMatrixConv(), NativeMatrixLinear(), NativeQuantized(), NativeQuantizedDepthwise(),
         NativeConv(), NativeWinograd(), NativeDepthwise(), NativeLinear(), NativePool(), NativeRows(),
         NativePointwise(),
     )  # fmt: skip

@@ -12,6 +12,7 @@ from functools import partial
 
 import torch
 
+from venturi.backends.cpu.codegen import mathlib as m
 from venturi.backends.cpu.codegen.activation import Post, emit_post
 from venturi.backends.cpu.codegen.element import FLOAT, Element
 from venturi.backends.cpu.codegen.emit import Emitter, Val
@@ -22,7 +23,8 @@ from venturi.backends.cpu.codegen.isa import Isa
 @dataclass(frozen=True)
 class DepthwiseSpec:
     """`geometry.channels` equals `geometry.out_channels`. A task is one row of output pixels. Images are of `element`,
-    weights and bias fp32."""
+    results of `out` (the same where it is None), weights and bias fp32. Bytes stand for numbers: the image's less their
+    zero, what `out` is made of by its inverse scale and zero."""
 
     geometry: ConvGeometry
     rows: int
@@ -30,6 +32,7 @@ class DepthwiseSpec:
     bias: bool
     post: Post
     element: Element = FLOAT
+    out: Element | None = None
 
 
 def pack_depthwise(weight: torch.Tensor, block: int) -> torch.Tensor:
@@ -42,7 +45,8 @@ def pack_depthwise(weight: torch.Tensor, block: int) -> torch.Tensor:
 
 
 def emit_depthwise(isa: Isa, spec: DepthwiseSpec) -> str:
-    """Words: x, weights, bias, residual, out, number of images. Tasks: images times output rows."""
+    """Words: x, weights, bias, residual, out, number of images; where there are bytes also the address of the image's
+    zero, the output's inverse scale and its zero, in fp32. Tasks: images times output rows."""
     e = Emitter(isa)
     kernel = _Depthwise(e, spec)
     e.each(e.begin, e.end, 1, kernel.task)
@@ -52,7 +56,11 @@ def emit_depthwise(isa: Isa, spec: DepthwiseSpec) -> str:
 class _Depthwise:
     def __init__(self, e: Emitter, spec: DepthwiseSpec) -> None:
         self.e, self.spec, self.g = e, spec, spec.geometry
-        self.x, self.residual, self.out = (e.pointer(i, spec.element) for i in (0, 3, 4))
+        self.x, self.residual = e.pointer(0, spec.element), e.pointer(3, spec.element)
+        self.out = e.pointer(4, spec.out or spec.element)
+        if spec.element.limits or self.out.element.limits:
+            numbers = e.pointer(6)
+            self.zero, self.scale, self.out_zero = (e.splat(e.load_scalar(e.at(numbers, i))) for i in range(3))
         self.weight, self.bias = e.pointer(1), e.pointer(2)
         self.width = spec.vectors * e.isa.lanes
         self.starts = tile_starts(self.g.out_width, spec.rows)
@@ -109,7 +117,8 @@ class _Depthwise:
                     for i in rows:
                         at = i * g.strides[1] + s * g.dilations[1]
                         if at not in inputs:
-                            inputs[at] = e.load(e.at(line, at * g.channels + v * lanes), count[v])
+                            x = e.load(e.at(line, at * g.channels + v * lanes), count[v])
+                            inputs[at] = e.b.fsub(x, self.zero) if spec.element.limits else x
                         acc[i * vectors + v] = e.fma(inputs[at], w, acc[i * vectors + v])
             return acc
 
@@ -121,4 +130,8 @@ class _Depthwise:
             for v in range(vectors):
                 at = e.add(offset, i * g.channels + v * lanes)
                 other = e.load(e.at(self.residual, at), count[v]) if spec.post.residual else None
-                e.store(emit_post(e, spec.post, acc[i * vectors + v], other), e.at(self.out, at), count[v])
+                value = emit_post(e, spec.post, acc[i * vectors + v], other)
+                limits = self.out.element.limits
+                if limits:
+                    value = m.quantize(e, e.b.fmul(value, self.scale), self.out_zero, limits)
+                e.store(value, e.at(self.out, at), count[v])

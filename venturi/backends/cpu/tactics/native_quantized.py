@@ -79,7 +79,7 @@ class RealView(RegionView):
 @dataclass(frozen=True)
 class Quantized:
     """What a kernel needs: weights [out, in, kh, kw] in bytes, a scale for each output channel, the three tensors'
-    numbers, the sizes at given input shapes, and how tensors lie."""
+    numbers, the sizes at given input shapes, how tensors lie, and the number of groups of channels."""
 
     weight: T
     scales: T
@@ -90,6 +90,7 @@ class Quantized:
     out: Stored
     sizes: Callable[[Shapes], tuple[ConvGeometry, int, tuple[int, ...]] | None]
     layout: torch.memory_format
+    group: int = 1
 
 
 def read_quantized(region: RegionView) -> Quantized | str:
@@ -111,8 +112,8 @@ def _read_conv(real: RealView, image: Stored, out: Stored) -> Quantized | str:
     spec = read_conv(real)
     if isinstance(spec, str):
         return spec
-    if spec.weight.dim() != 4 or spec.group != 1:
-        return "not a plain 2-D convolution"
+    if spec.weight.dim() != 4:
+        return "not a 2-D convolution"
     scales = _scales(real, 0, spec.weight.shape[0])
     residual = _residual(real, spec.epilogue)
     if isinstance(scales, str) or residual is None:
@@ -120,7 +121,7 @@ def _read_conv(real: RealView, image: Stored, out: Stored) -> Quantized | str:
     weight = real.stored(real.anchor.inputs[1])
     return Quantized(
         weight, scales, spec.bias, spec.epilogue, image, residual, out, lambda shapes: geometry_of(spec, shapes),
-        torch.channels_last,
+        torch.channels_last, spec.group,
     )  # fmt: skip
 
 
@@ -174,15 +175,38 @@ def _residual(real: RealView, epilogue: Epilogue) -> Stored | None:
     return real.numbers(back, value)
 
 
+def read_generated(region: RegionView) -> tuple[Isa, Quantized] | str:
+    """A quantized contraction that code can be generated for."""
+    isa = host()
+    if isinstance(isa, str):
+        return isa
+    spec = read_quantized(region)
+    if isinstance(spec, str):
+        return spec
+    post = post_of(spec.epilogue)
+    if isinstance(post, str):
+        return post
+    taps = spec.weight[:1].numel()
+    image = RealView(region).anchor.inputs[0]
+    if not 0 < taps <= MOST_TAPS:
+        return f"{taps} products a result, more than {MOST_TAPS} or none"
+    fixed = image is not None and image.shape is not None and all(isinstance(d, int) for d in list(image.shape)[2:])
+    if spec.layout == torch.channels_last and not fixed:
+        return "code would depend on the image's size, which is only known at run time"
+    return isa, spec
+
+
 class NativeQuantized:
     """Bytes in, sums in 32 bits, one rounding at the end."""
 
     name = "native-quantized"
 
     def match(self, region: RegionView) -> list[Config] | str:
-        found = self._read(region)
+        found = read_generated(region)
         if isinstance(found, str):
             return found
+        if not found[0].tiles or found[1].group != 1:
+            return "grouped" if found[0].tiles else "the CPU has no matrix unit"
         real = RealView(region)
         size = static_shape(real.anchor.outputs[0])
         pixels = None
@@ -190,27 +214,8 @@ class NativeQuantized:
             pixels = math.prod(size[:-1]) if found[1].layout == torch.contiguous_format else math.prod(size) // size[1]
         return list(matrix_configs(found[1].weight.shape, pixels, max_threads()))
 
-    def _read(self, region: RegionView) -> tuple[Isa, Quantized] | str:
-        isa = host()
-        if isinstance(isa, str) or not isa.tiles:
-            return isa if isinstance(isa, str) else "the CPU has no matrix unit"
-        spec = read_quantized(region)
-        if isinstance(spec, str):
-            return spec
-        post = post_of(spec.epilogue)
-        if isinstance(post, str):
-            return post
-        taps = spec.weight[:1].numel()
-        image = RealView(region).anchor.inputs[0]
-        if not 0 < taps <= MOST_TAPS:
-            return f"{taps} products a result, more than {MOST_TAPS} or none"
-        fixed = image is not None and image.shape is not None and all(isinstance(d, int) for d in list(image.shape)[2:])
-        if spec.layout == torch.channels_last and not fixed:
-            return "code would depend on the image's size, which is only known at run time"
-        return isa, spec
-
     def bind(self, region: RegionView, config: Config) -> Kernel:
-        found = self._read(region)
+        found = read_generated(region)
         assert not isinstance(found, str)
         isa, q = found
         matrix = Matrix(isa, q.weight, q.bias, q.epilogue, config, q.image, q.out, q.residual, q.scales)
