@@ -118,6 +118,24 @@ def test_the_cache_decides_the_tactic(tmp_path: Path) -> None:
     assert engine.plan.steps[0].tactic == "aten-linear"
 
 
+def test_a_cached_winner_that_cannot_run_here_is_passed_over(tmp_path: Path) -> None:
+    """The cache knows it as the fastest; this process has no such candidate."""
+    path = tmp_path / "c.json"
+    net = vt.Network("gemm")
+    net.output("y", net.input("x", (8, 32)) @ np.ones((32, 16), np.float32))
+    model = net.to_model()
+    vt.build(model, timing_cache=path)
+    data = json.loads(path.read_text())
+    for entries in data["machines"].values():
+        for measurements in entries.values():
+            gone = {"tactic": "native-matrix-linear", "config": {"groups": 1}, "median_us": 0.1, "spread_us": 0.0}
+            measurements.append({**gone, "reason": ""})
+    path.write_text(json.dumps(data))
+    step = vt.build(model, timing_cache=path).plan.steps[0]
+    assert step.tactic != "native-matrix-linear"
+    assert any(m.tactic == "native-matrix-linear" for m in step.measurements), "taken from the cache all the same"
+
+
 def test_only_cached_winners_are_expected_to_be_bound(tmp_path: Path) -> None:
     """What a GPU build compiles ahead: every candidate without a cache, one with it, the first at level 0."""
     from tests.passes.harness import optimize

@@ -140,10 +140,12 @@ class Tuner:
     def _from_cache(
         self, region: RegionView, candidates: list[tuple[Tactic, Config]], known: list[Measurement]
     ) -> Choice | None:
-        """None when the cache knows other candidates than there are now."""
-        timed = [m for m in known if m.median_us is not None]
-        seen = {(m.tactic, repr(sorted(m.config.items()))) for m in known}
-        if not timed or any((t.name, repr(sorted(c.items()))) not in seen for t, c in candidates):
+        """None when the cache lacks a candidate that there is now. What was timed then and cannot run now is passed
+        over: a container may refuse what the same CPU has elsewhere."""
+        now = {(t.name, repr(sorted(c.items()))) for t, c in candidates}
+        seen = {(m.tactic, repr(sorted(m.config.items()))): m for m in known}
+        timed = [m for k, m in seen.items() if m.median_us is not None and k in now]
+        if not timed or now - set(seen):
             return None
         best = self._winner(timed)
         tactic = self.backend.tactic(best.tactic)
