@@ -36,23 +36,28 @@ from venturi.backends.cpu.native.jit import host_jit
 from venturi.backends.cpu.native.walker import Job, max_threads
 from venturi.frontends.torch_export import export
 
-ROUNDS, CALLS, UNCOUNTED = 8, 6, 2
+ROUNDS, CALLS, UNCOUNTED, SETTLE_S = 8, 6, 2, 0.06
 FMA_LOOPS, CHAINS = 400_000, 20
 
 
 def measure(calls: dict[str, Callable[[], Any]]) -> dict[str, tuple[float, float]]:
-    """Median and interquartile range in ms of every call, in alternating rounds."""
+    """Median and interquartile range in ms of every call, in alternating rounds. A round begins uncounted until the
+    threads of the engine before it, which spin for a while, are asleep."""
     times: dict[str, list[float]] = {n: [] for n in calls}
     for call in calls.values():
         for _ in range(3):
             call()
     for _ in range(ROUNDS):
         for name, call in calls.items():
-            for i in range(CALLS):
+            settled = time.perf_counter() + SETTLE_S
+            for _ in range(UNCOUNTED):
+                call()
+            while time.perf_counter() < settled:
+                call()
+            for _ in range(CALLS - UNCOUNTED):
                 start = time.perf_counter()
                 call()
-                if i >= UNCOUNTED:
-                    times[name].append((time.perf_counter() - start) * 1e3)
+                times[name].append((time.perf_counter() - start) * 1e3)
     out = {}
     for name, t in times.items():
         q = statistics.quantiles(t, n=4)

@@ -78,10 +78,7 @@ def _bind(region: RegionView, config: Config, contraction: type[Direct] | type[W
 
     def plan(shapes: Shapes) -> Routine | None:
         sizes = geometry_of(spec, shapes)
-        if sizes is None:
-            return None
-        geometry, batch, shape = sizes
-        return made.routine(geometry, batch, shape, [torch.channels_last] * len(shapes))
+        return None if sizes is None else made.routine(*sizes, [torch.channels_last] * len(shapes))
 
     return NativeKernel(plan, aten_conv(spec)).as_kernel()
 

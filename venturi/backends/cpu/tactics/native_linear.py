@@ -30,6 +30,17 @@ def read_native_linear(region: RegionView, *others: Element) -> tuple[Isa, Linea
     return post if isinstance(post, str) else (isa, spec)
 
 
+def linear_sizes(
+    width: int, depth: int, residual: int | None, shapes: Shapes
+) -> tuple[ConvGeometry, int, tuple[int, ...]] | None:
+    """A product [..., depth] to [..., width] as a convolution of one row of pixels: (geometry, images, output shape).
+    None for empty inputs and residuals (number `residual` among the inputs) that broadcast."""
+    shape, rows = (*shapes[0][:-1], width), math.prod(shapes[0][:-1])
+    if rows == 0 or shapes[0][-1] != depth or (residual is not None and shapes[residual] != shape):
+        return None
+    return ConvGeometry(1, rows, depth, width), 1, shape
+
+
 class NativeLinear:
     """A linear layer as a convolution of one row of pixels."""
 
@@ -53,12 +64,7 @@ class NativeLinear:
         residual = spec.epilogue.residual
 
         def plan(shapes: Shapes) -> Routine | None:
-            shape = (*shapes[0][:-1], width)
-            rows = math.prod(shapes[0][:-1])
-            if rows == 0 or shapes[0][-1] != depth or (residual is not None and shapes[residual] != shape):
-                return None
-            return direct.routine(
-                ConvGeometry(1, rows, depth, width), 1, shape, [torch.contiguous_format] * len(shapes)
-            )
+            sizes = linear_sizes(width, depth, residual, shapes)
+            return None if sizes is None else direct.routine(*sizes, [torch.contiguous_format] * len(shapes))
 
         return NativeKernel(plan, aten_linear(spec)).as_kernel()

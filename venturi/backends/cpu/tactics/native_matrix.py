@@ -8,7 +8,6 @@ import torch
 
 from venturi.backends.base import Config, Kernel, RegionView, Routine
 from venturi.backends.cpu.codegen.element import BF16
-from venturi.backends.cpu.codegen.geometry import ConvGeometry
 from venturi.backends.cpu.codegen.isa import Isa
 from venturi.backends.cpu.native.kernel import NativeKernel, Shapes
 from venturi.backends.cpu.native.matrix import MOST_TAPS, Matrix, matrix_configs
@@ -16,7 +15,7 @@ from venturi.backends.cpu.native.walker import max_threads
 from venturi.backends.cpu.tactics.conv import ConvSpec
 from venturi.backends.cpu.tactics.gemm import LinearSpec, aten_linear
 from venturi.backends.cpu.tactics.native_conv import aten_conv, geometry_of, read_native_conv
-from venturi.backends.cpu.tactics.native_linear import read_native_linear
+from venturi.backends.cpu.tactics.native_linear import linear_sizes, read_native_linear
 from venturi.ir.build import static_shape
 
 
@@ -57,10 +56,7 @@ class NativeMatrixConv:
 
         def plan(shapes: Shapes) -> Routine | None:
             sizes = geometry_of(spec, shapes)
-            if sizes is None:
-                return None
-            geometry, batch, shape = sizes
-            return matrix.routine(geometry, batch, shape, [torch.channels_last] * len(shapes))
+            return None if sizes is None else matrix.routine(*sizes, [torch.channels_last] * len(shapes))
 
         return NativeKernel(plan, aten_conv(spec)).as_kernel()
 
@@ -91,10 +87,7 @@ class NativeMatrixLinear:
         residual = spec.epilogue.residual
 
         def plan(shapes: Shapes) -> Routine | None:
-            shape, rows = (*shapes[0][:-1], width), math.prod(shapes[0][:-1])
-            if rows == 0 or shapes[0][-1] != depth or (residual is not None and shapes[residual] != shape):
-                return None
-            layouts = [torch.contiguous_format] * len(shapes)
-            return matrix.routine(ConvGeometry(1, rows, depth, width), 1, shape, layouts)
+            sizes = linear_sizes(width, depth, residual, shapes)
+            return None if sizes is None else matrix.routine(*sizes, [torch.contiguous_format] * len(shapes))
 
         return NativeKernel(plan, aten_linear(spec)).as_kernel()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import onnx_ir as ir
@@ -22,6 +23,7 @@ from venturi.backends.cpu.native.walker import max_threads
 from venturi.backends.cpu.tactics.conv import read_conv
 from venturi.backends.cpu.tactics.gemm import read_linear
 from venturi.backends.cpu.tactics.native_conv import geometry_of
+from venturi.backends.cpu.tactics.native_linear import linear_sizes
 from venturi.backends.cpu.tactics.reference import Reference
 from venturi.ir.build import get_attr, static_shape
 from venturi.ir.dtypes import DT
@@ -43,6 +45,10 @@ class RealView(RegionView):
 
     def dequantizer(self, value: ir.Value | None) -> ir.Node | None:
         return None if value is None else self._back.get(value)
+
+    def reader(self, value: ir.Value) -> ir.Node | None:
+        """The node that dequantizes an input."""
+        return next((n for n in self._back.values() if n.inputs[0] is value), None)
 
     def stored(self, value: ir.Value | None) -> Any:
         """The integers behind a dequantized constant."""
@@ -120,7 +126,7 @@ def _read_conv(real: RealView, image: Stored, out: Stored) -> Quantized | str:
         return scales if isinstance(scales, str) else "the residual has more than one scale"
     weight = real.stored(real.anchor.inputs[1])
     return Quantized(
-        weight, scales, spec.bias, spec.epilogue, image, residual, out, lambda shapes: geometry_of(spec, shapes),
+        weight, scales, spec.bias, spec.epilogue, image, residual, out, partial(geometry_of, spec),
         torch.channels_last, spec.group,
     )  # fmt: skip
 
@@ -137,14 +143,7 @@ def _read_linear(real: RealView, image: Stored, out: Stored) -> Quantized | str:
         return scales if isinstance(scales, str) else "the residual has more than one scale"
     stored = real.stored(real.anchor.inputs[1])
     weight = (stored.T if across else stored).contiguous()[:, :, None, None]
-    at = spec.epilogue.residual
-
-    def sizes(shapes: Shapes) -> tuple[ConvGeometry, int, tuple[int, ...]] | None:
-        shape, rows = (*shapes[0][:-1], width), math.prod(shapes[0][:-1])
-        if rows == 0 or shapes[0][-1] != depth or (at is not None and shapes[at] != shape):
-            return None
-        return ConvGeometry(1, rows, depth, width), 1, shape
-
+    sizes = partial(linear_sizes, width, depth, spec.epilogue.residual)
     layout = torch.contiguous_format
     return Quantized(weight, scales, spec.bias, spec.epilogue, image, residual, out, sizes, layout)
 
@@ -171,8 +170,7 @@ def _residual(real: RealView, epilogue: Epilogue) -> Stored | None:
     if epilogue.residual is None:
         return Stored(OF_GRAPH[DT.FLOAT])
     value = real.dynamic[epilogue.residual]
-    back = next((n for n in real._back.values() if n.inputs[0] is value), None)
-    return real.numbers(back, value)
+    return real.numbers(real.reader(value), value)
 
 
 def read_generated(region: RegionView) -> tuple[Isa, Quantized] | str:
