@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -106,16 +108,24 @@ def test_the_cache_decides_the_tactic(tmp_path: Path) -> None:
     path = tmp_path / "c.json"
     net = vt.Network("gemm")
     net.output("y", net.input("x", (8, 32)) @ np.ones((32, 16), np.float32))
+
+    def prefer(measurements: list[dict[str, Any]]) -> None:
+        for m in measurements:
+            m["median_us"] = None if m["median_us"] is None else (1.0 if m["tactic"] == "aten-linear" else 99.0)
+
+    assert _rebuilt(net, path, prefer).plan.steps[0].tactic == "aten-linear"
+
+
+def _rebuilt(net: vt.Network, path: Path, change: Callable[[list[dict[str, Any]]], None]) -> vt.Engine:
+    """Built, what the timing cache knows of every problem changed, and built again."""
     model = net.to_model()
     vt.build(model, timing_cache=path)
     data = json.loads(path.read_text())
     for entries in data["machines"].values():
         for measurements in entries.values():
-            for m in measurements:
-                m["median_us"] = None if m["median_us"] is None else (1.0 if m["tactic"] == "aten-linear" else 99.0)
+            change(measurements)
     path.write_text(json.dumps(data))
-    engine = vt.build(model, timing_cache=path)
-    assert engine.plan.steps[0].tactic == "aten-linear"
+    return vt.build(model, timing_cache=path)
 
 
 def test_a_cached_winner_that_cannot_run_here_is_passed_over(tmp_path: Path) -> None:
@@ -123,15 +133,10 @@ def test_a_cached_winner_that_cannot_run_here_is_passed_over(tmp_path: Path) -> 
     path = tmp_path / "c.json"
     net = vt.Network("gemm")
     net.output("y", net.input("x", (8, 32)) @ np.ones((32, 16), np.float32))
-    model = net.to_model()
-    vt.build(model, timing_cache=path)
-    data = json.loads(path.read_text())
-    for entries in data["machines"].values():
-        for measurements in entries.values():
-            gone = {"tactic": "native-matrix-linear", "config": {"groups": 1}, "median_us": 0.1, "spread_us": 0.0}
-            measurements.append({**gone, "reason": ""})
-    path.write_text(json.dumps(data))
-    step = vt.build(model, timing_cache=path).plan.steps[0]
+    gone = {
+        "tactic": "native-matrix-linear", "config": {"groups": 1}, "median_us": 0.1, "spread_us": 0.0, "reason": "",
+    }  # fmt: skip
+    step = _rebuilt(net, path, lambda measurements: measurements.append(gone)).plan.steps[0]
     assert step.tactic != "native-matrix-linear"
     assert any(m.tactic == "native-matrix-linear" for m in step.measurements), "taken from the cache all the same"
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from venturi.backends.base import Backend, Config, Kernel, RegionView, Tactic
+from venturi.backends.cpu.codegen.isa import host
 from venturi.backends.cpu.tactics.concat import JoinConcat
 from venturi.backends.cpu.tactics.conv import AtenConv, OneDnnConv
 from venturi.backends.cpu.tactics.gemm import AtenLinear, AtenMatMul, OneDnnLinear
@@ -47,10 +48,6 @@ def _plain() -> Iterator[None]:
 
 def _multiplies_bytes() -> bool:
     """Whether quantized Regions have a kernel on this CPU."""
-    try:
-        from venturi.backends.cpu.codegen.isa import host
-    except ImportError:
-        return False
     isa = host()
     return not isinstance(isa, str) and isa.tiles
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -73,6 +73,14 @@ def direct_configs(
         if depth * vectors * isa.lanes * 4 > L2_BYTES // 2:
             found.append({**tile, "depth": L1_BYTES // (vectors * isa.lanes * 4)})
     return found
+
+
+class Contraction(Protocol):
+    """A convolution with packed weights. Made of (isa, weight [out, in, kh, kw], bias, epilogue, config)."""
+
+    def routine(
+        self, geometry: ConvGeometry, batch: int, shape: Sequence[int], layouts: Sequence[torch.memory_format]
+    ) -> Routine: ...
 
 
 class Direct:

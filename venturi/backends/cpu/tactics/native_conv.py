@@ -10,7 +10,7 @@ from venturi.backends.base import Config, Kernel, RegionView, Routine
 from venturi.backends.cpu.codegen.element import FLOAT, OF_TORCH, Element
 from venturi.backends.cpu.codegen.geometry import ConvGeometry
 from venturi.backends.cpu.codegen.isa import Isa, host
-from venturi.backends.cpu.native.contraction import Direct, Winograd, direct_configs, post_of, rank_tiles
+from venturi.backends.cpu.native.contraction import Contraction, Direct, Winograd, direct_configs, post_of, rank_tiles
 from venturi.backends.cpu.native.kernel import NativeKernel, Shapes
 from venturi.backends.cpu.tactics.conv import ConvSpec, read_conv
 from venturi.ir.build import static_shape
@@ -69,9 +69,8 @@ def aten_conv(spec: ConvSpec) -> Callable[..., T]:
     return run
 
 
-def _bind(region: RegionView, config: Config, contraction: type[Direct] | type[Winograd]) -> Kernel:
-    """The kernel that a way to convolve makes of the Region."""
-    found = read_native_conv(region)
+def bind_conv(found: tuple[Isa, ConvSpec] | str, config: Config, contraction: Callable[..., Contraction]) -> Kernel:
+    """The kernel that a way to convolve makes of a Region that its tactic has accepted."""
     assert not isinstance(found, str)
     isa, spec = found
     made = contraction(isa, spec.weight, spec.bias, spec.epilogue, config)
@@ -103,7 +102,7 @@ class NativeConv:
         return list(direct_configs(isa, spec.weight.shape, pixels, size[2] * width if flat else width, tiles=1))
 
     def bind(self, region: RegionView, config: Config) -> Kernel:
-        return _bind(region, config, Direct)
+        return bind_conv(read_native_conv(region), config, Direct)
 
 
 class NativeWinograd:
@@ -129,4 +128,4 @@ class NativeWinograd:
         return [{"size": m, "rows": rows, "vectors": vectors, "unroll": unroll, "groups": 2}]
 
     def bind(self, region: RegionView, config: Config) -> Kernel:
-        return _bind(region, config, Winograd)
+        return bind_conv(read_native_conv(region), config, Winograd)

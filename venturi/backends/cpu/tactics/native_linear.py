@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 
@@ -10,7 +11,7 @@ from venturi.backends.base import Config, Kernel, RegionView, Routine
 from venturi.backends.cpu.codegen.element import FLOAT, OF_TORCH, Element
 from venturi.backends.cpu.codegen.geometry import ConvGeometry
 from venturi.backends.cpu.codegen.isa import Isa, host
-from venturi.backends.cpu.native.contraction import Direct, direct_configs, post_of
+from venturi.backends.cpu.native.contraction import Contraction, Direct, direct_configs, post_of
 from venturi.backends.cpu.native.kernel import NativeKernel, Shapes
 from venturi.backends.cpu.tactics.gemm import LinearSpec, aten_linear, read_linear
 from venturi.ir.build import static_shape
@@ -41,6 +42,21 @@ def linear_sizes(
     return ConvGeometry(1, rows, depth, width), 1, shape
 
 
+def bind_linear(found: tuple[Isa, LinearSpec] | str, config: Config, contraction: Callable[..., Contraction]) -> Kernel:
+    """The kernel that a way to convolve makes of a product that its tactic has accepted."""
+    assert not isinstance(found, str)
+    isa, spec = found
+    width, depth = spec.weight.shape
+    made = contraction(isa, spec.weight[:, :, None, None], spec.bias, spec.epilogue, config)
+    residual = spec.epilogue.residual
+
+    def plan(shapes: Shapes) -> Routine | None:
+        sizes = linear_sizes(width, depth, residual, shapes)
+        return None if sizes is None else made.routine(*sizes, [torch.contiguous_format] * len(shapes))
+
+    return NativeKernel(plan, aten_linear(spec)).as_kernel()
+
+
 class NativeLinear:
     """A linear layer as a convolution of one row of pixels."""
 
@@ -56,15 +72,4 @@ class NativeLinear:
         return list(direct_configs(isa, (*spec.weight.shape, 1, 1), rows, rows, tiles=2))
 
     def bind(self, region: RegionView, config: Config) -> Kernel:
-        found = read_native_linear(region)
-        assert not isinstance(found, str)
-        isa, spec = found
-        width, depth = spec.weight.shape
-        direct = Direct(isa, spec.weight[:, :, None, None], spec.bias, spec.epilogue, config)
-        residual = spec.epilogue.residual
-
-        def plan(shapes: Shapes) -> Routine | None:
-            sizes = linear_sizes(width, depth, residual, shapes)
-            return None if sizes is None else direct.routine(*sizes, [torch.contiguous_format] * len(shapes))
-
-        return NativeKernel(plan, aten_linear(spec)).as_kernel()
+        return bind_linear(read_native_linear(region), config, Direct)

@@ -6,16 +6,15 @@ import math
 
 import torch
 
-from venturi.backends.base import Config, Kernel, RegionView, Routine
+from venturi.backends.base import Config, Kernel, RegionView
 from venturi.backends.cpu.codegen.element import BF16
 from venturi.backends.cpu.codegen.isa import Isa
-from venturi.backends.cpu.native.kernel import NativeKernel, Shapes
 from venturi.backends.cpu.native.matrix import MOST_TAPS, Matrix, matrix_configs
 from venturi.backends.cpu.native.walker import max_threads
 from venturi.backends.cpu.tactics.conv import ConvSpec
-from venturi.backends.cpu.tactics.gemm import LinearSpec, aten_linear
-from venturi.backends.cpu.tactics.native_conv import aten_conv, geometry_of, read_native_conv
-from venturi.backends.cpu.tactics.native_linear import linear_sizes, read_native_linear
+from venturi.backends.cpu.tactics.gemm import LinearSpec
+from venturi.backends.cpu.tactics.native_conv import bind_conv, read_native_conv
+from venturi.backends.cpu.tactics.native_linear import bind_linear, read_native_linear
 from venturi.ir.build import static_shape
 
 
@@ -49,16 +48,7 @@ class NativeMatrixConv:
         return _suits(isa, spec.weight) or ("grouped" if spec.group != 1 else found)
 
     def bind(self, region: RegionView, config: Config) -> Kernel:
-        found = self._read(region)
-        assert not isinstance(found, str)
-        isa, spec = found
-        matrix = Matrix(isa, spec.weight, spec.bias, spec.epilogue, config)
-
-        def plan(shapes: Shapes) -> Routine | None:
-            sizes = geometry_of(spec, shapes)
-            return None if sizes is None else matrix.routine(*sizes, [torch.channels_last] * len(shapes))
-
-        return NativeKernel(plan, aten_conv(spec)).as_kernel()
+        return bind_conv(self._read(region), config, Matrix)
 
 
 class NativeMatrixLinear:
@@ -79,15 +69,4 @@ class NativeMatrixLinear:
         return found if isinstance(found, str) else _suits(found[0], found[1].weight) or found
 
     def bind(self, region: RegionView, config: Config) -> Kernel:
-        found = self._read(region)
-        assert not isinstance(found, str)
-        isa, spec = found
-        width, depth = spec.weight.shape
-        matrix = Matrix(isa, spec.weight[:, :, None, None], spec.bias, spec.epilogue, config)
-        residual = spec.epilogue.residual
-
-        def plan(shapes: Shapes) -> Routine | None:
-            sizes = linear_sizes(width, depth, residual, shapes)
-            return None if sizes is None else matrix.routine(*sizes, [torch.contiguous_format] * len(shapes))
-
-        return NativeKernel(plan, aten_linear(spec)).as_kernel()
+        return bind_linear(self._read(region), config, Matrix)

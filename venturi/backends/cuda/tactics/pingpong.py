@@ -17,7 +17,7 @@ TILES = ((128, 128, 6), (64, 256, 4), (64, 128, 8))
 
 
 class PingpongProduct:
-    """At least one tile for every warpgroup of the device."""
+    """More tiles than multiprocessors: with fewer there is nothing to take turns with."""
 
     suffix = "-pingpong"
 
