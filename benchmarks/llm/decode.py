@@ -97,7 +97,7 @@ def main() -> None:
                 print(
                     key,
                     {
-                        k.replace("SmallLinearConfig", ""): round(v, 1)
+                        k.replace("LinearConfig", ""): round(v, 1)
                         for k, v in sorted(times.items(), key=lambda kv: kv[1])
                     },
                     flush=True,

@@ -8,18 +8,21 @@ import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource
 
 from venturi.kernels.triton_kernels import (
     activations,
     argmax,
     decode,
     decode_fp8,
+    decode_rotated,
     norms,
     prefill,
     quantize,
     rotary,
     sampling,
     small_linear,
+    stream_linear,
 )
 
 
@@ -127,6 +130,12 @@ def cases(pdl: bool):
                 num_stages=2 if tail else 3,
             ),
         )
+    rotated_types = attention_types | {"k": b, "v": b, "angles": f, "positions": l, "slots": l}
+    rotated = {k: v for k, v in shared.items() if k != "TAIL"} | {
+        "k_dim": 128, "v_dim": 128, "D": 128, "DV": 128, "pairs": 64, "INTERLEAVED": False, "SPLITS": 16,
+        "GROUP": 4, "M": 16, "N": 64, "heads": 32, "kv_heads": 8,
+    }  # fmt: skip
+    yield "decode rotated", case(decode_rotated.decode_rotated_kernel, rotated_types, rotated, num_warps=4)
     word_types = {k: v for k, v in attention_types.items() if k not in ("k_cache", "v_cache")}
     constants = {
         "heads": 32, "kv_heads": 8, "SIZE": 32, "WINDOW": 0, "SOFTCAP": False, "SINKS": False, "SPLITS": 4,
@@ -225,9 +234,36 @@ def cases(pdl: bool):
     )
 
 
+def stream_case(dtype: str, gated: bool, rows: int, splits: int, inside: bool = False):
+    kernel, size = stream_linear.stream_linear_kernel, 1 if "fp8" in dtype else 2
+    step = stream_linear.STEP_BYTES // size
+    layout = f"NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth={8 * size}, rank=2)"
+    constants = {
+        "GATED": gated, "RESIDUAL": not gated, "BIAS": True, "SCALED": size == 1, "KIND": "silu", "SPLITS": splits,
+        "M": rows, "BN": 64, "BK": step, "DEPTH": 6, "AHEAD": 8, "PDL": True,
+        "ROW": inside, "NORM": inside, "WIDTH": 32 * step if inside else 0, "FIXED_K": 32 * step if inside else 0,
+    }  # fmt: skip
+    types = {
+        "x": "*bf16" if inside else f"tensordesc<{dtype}[{rows},{step}],{layout}>", "norm_weight": "*bf16",
+        "eps": "fp32", "offset": "fp32", "w": f"tensordesc<{dtype}[64,{step}],{layout}>",
+        "w_start": f"*{dtype}", "x_scales": "*fp32", "scales": "*fp32", "residual": "*bf16", "bias": "*bf16",
+        "out": "*bf16", "partial": "*fp32", "tickets": "*i32",
+    }  # fmt: skip
+    source, options = case(kernel, types, constants, num_warps=stream_linear.WARPS)
+    return GluonASTSource(kernel, source.signature, source.constants, source.attrs), options
+
+
+def hopper_cases():
+    yield "stream residual", stream_case("bf16", False, 8, 4)
+    yield "stream gated", stream_case("bf16", True, 64, 1)
+    yield "stream fp8", stream_case("fp8e4nv", True, 16, 2)
+    yield "stream a row", stream_case("bf16", True, 8, 1, inside=True)
+    yield "stream a row in fp8", stream_case("fp8e4nv", False, 8, 1, inside=True)
+
+
 if __name__ == "__main__":
     arch = int(sys.argv[1])
-    for name, (source, options) in cases(arch >= 90):
+    for name, (source, options) in [*cases(arch >= 90), *(hopper_cases() if arch == 90 else ())]:
         if arch < 90 and "fp8" in name:
             continue
         compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)

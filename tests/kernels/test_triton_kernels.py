@@ -17,6 +17,7 @@ from venturi.kernels.sampling import sample as sample_reference
 from venturi.kernels.triton_kernels import activations, argmax, norms, quantize, rotary, sampling
 from venturi.kernels.triton_kernels.attention_parts import TileConfig
 from venturi.kernels.triton_kernels.decode import decode
+from venturi.kernels.triton_kernels.decode_rotated import decode_rotated
 from venturi.kernels.triton_kernels.prefill import prefill, tiles
 from venturi.kernels.triton_kernels.small_linear import SmallLinearConfig, small_linear
 
@@ -127,6 +128,50 @@ def test_paged_attention_over_an_fp8_cache(kind: AttentionKind, size: int, width
     for splits, keys in ((1, 64), (4, 16)):
         ours = decode(q, k_cache, v_cache, batch, kind, sink, splits, TileConfig(keys))
         close(ours, theirs, torch.bfloat16)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=["plain", "window", "softcap"])
+@pytest.mark.parametrize(
+    ("width", "pairs", "interleaved", "group", "cache", "sinks"),
+    [
+        (16, 8, False, 2, torch.float32, False),
+        (24, 12, True, 3, torch.float32, True),
+        (40, 10, False, 1, torch.float32, False),
+        (32, 12, True, 5, torch.bfloat16, False),
+        (64, 32, False, 4, torch.float8_e4m3fn, True),
+    ],
+)
+def test_rotation_write_and_decoding_in_one_launch(
+    kind: AttentionKind, width: int, pairs: int, interleaved: bool, group: int, cache: torch.dtype, sinks: bool
+) -> None:
+    lengths, size, blocks, kv_heads = [1, 2, 70, 129], 8, 90, 2
+    dtype = torch.float32 if cache == torch.float32 else torch.bfloat16
+    k_cache, v_cache = (torch.randn(blocks, size, kv_heads, width).to(cache) for _ in range(2))
+    batch = make_batch([1] * 4, lengths, size, blocks)
+    rows = torch.randn(4, kv_heads * (group + 2) * width).to(dtype)
+    q, k, v = rows.split([kv_heads * group * width, kv_heads * width, kv_heads * width], 1)
+    q, k, v = q.view(4, -1, width), k.view(4, -1, width), v.view(4, -1, width)
+    angles, sink = torch.randn(200, 2 * pairs), torch.randn(kv_heads * group) if sinks else None
+    wide_k, wide_v = k_cache.to(dtype, copy=True), v_cache.to(dtype, copy=True)
+    batch.positions = torch.tensor(lengths) - 1
+    own = batch.block_tables[batch.table_rows.long()].long()
+    batch.slots = own[torch.arange(4), batch.positions // size] * size + batch.positions % size
+    turned = rotary_reference.rotate_and_write(
+        q, k, v, angles, batch.positions, wide_k, wide_v, batch.slots, interleaved
+    )
+    theirs_k, theirs_v = wide_k.to(cache), wide_v.to(cache)
+    theirs = attention_reference.paged_attention(turned.float(), theirs_k, theirs_v, batch, kind, sink)
+    before = rows.clone()
+    for splits, keys in ((1, 64), (4, 16)):
+        ours_k, ours_v = k_cache.clone(), v_cache.clone()
+        ours = decode_rotated(
+            q, k, v, angles, interleaved, ours_k, ours_v, batch, kind, sink, splits, TileConfig(keys)
+        )  # fmt: skip
+        close(ours, theirs, dtype)
+        assert torch.equal(ours_k.float(), theirs_k.float())
+        assert torch.equal(ours_v.float(), theirs_v.float())
+        assert not batch.workspace.get("tickets", torch.zeros(1)).any()
+    assert torch.equal(rows, before), "the projections are left as they were"
 
 
 def test_every_fp8_code_widens_exactly() -> None:

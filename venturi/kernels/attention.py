@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from venturi.kernels.rotary import rotate_and_write
+
 
 @dataclass
 class LongChunks:
@@ -89,6 +91,19 @@ def paged_attention(
         for row, a, b, length in zip(batch.table_rows.tolist(), starts, starts[1:], lengths)
     ]
     return torch.cat(parts)
+
+
+def rotated_attention(
+    q: Tensor, k: Tensor, v: Tensor, angles: Tensor | None, interleaved: bool, k_cache: Tensor, v_cache: Tensor,
+    batch: AttentionBatch, kind: AttentionKind, sinks: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """`rotate_and_write` of a step's tokens, then `paged_attention`. On CUDA q may be rotated in place."""
+    if q.is_cuda:
+        from venturi.kernels.triton_kernels.attention import rotated_attention as on_device
+
+        return on_device(q, k, v, angles, interleaved, k_cache, v_cache, batch, kind, sinks)
+    q = rotate_and_write(q, k, v, angles, batch.positions, k_cache, v_cache, batch.slots, interleaved)
+    return paged_attention(q, k_cache, v_cache, batch, kind, sinks)
 
 
 def _decode(

@@ -20,13 +20,14 @@ from venturi.kernels.attention import AttentionBatch
 from venturi.kernels.triton_kernels.argmax import ArgmaxState, argmax
 from venturi.llm.config import CudaGraphConfig
 from venturi.llm.fused_decode import MAX_ROWS, FusedDecode, refusal
-from venturi.llm.fused_linear import LinearTuner
 from venturi.llm.kv.pool import KvPool
+from venturi.llm.linear_tuner import LinearTuner
 from venturi.llm.models.decoder import Decoder
 from venturi.llm.models.spec import MoeSpec
 from venturi.llm.staging import Staging
 from venturi.llm.step_inputs import Ints, StepInputs
 
+TYPICAL_KEYS = 1024
 FIELDS = 5  # tokens, owners, positions, slots, seq_lens
 
 
@@ -139,13 +140,29 @@ class DecodeGraphs:
         logger.info("captured a decode graph of %d sequences", size)
         return Captured(graph, inputs, logits, tokens, compute)
 
+    def _trial(self, rows: int) -> Callable[[], Tensor]:
+        """A fused step over whatever the cache holds, to be timed; it writes to the spare block only."""
+
+        def filled(value: int, dtype: torch.dtype) -> Tensor:
+            return torch.full((rows,), value, dtype=dtype, device=self._pool.device)
+
+        lengths = filled(min(self._max_seq_len, TYPICAL_KEYS), torch.int32)
+        batch = AttentionBatch(
+            torch.arange(rows + 1, dtype=torch.int32, device=lengths.device), lengths, self._tables,
+            filled(self._spare_slot, torch.int32), filled(0, torch.int64),
+            filled(self._pool.num_blocks * self._pool.block_tokens, torch.int64), 1, self._max_seq_len,
+            workspace={"tickets": torch.zeros(rows * 256, dtype=torch.int32, device=lengths.device)},
+        )  # fmt: skip
+        tokens = filled(0, torch.int64)
+        return lambda: FusedDecode(self._model, self._tuner).logits(tokens, batch, self._pool.layers)
+
     def _computation(self, view: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
         """What one step of view's rows computes: a function of the views' contents, to be captured."""
         tokens, owners, positions, slots, lengths = view
         size = len(tokens)
         fused = self._refusal is None and size <= MAX_ROWS
         if fused:
-            self._tuner.tune(self._model, size)
+            self._tuner.tune(self._model, size, self._trial)
         workspace = {"tickets": torch.zeros(size * 256, dtype=torch.int32, device=view.device)}
         starts = torch.arange(size + 1, dtype=torch.int32, device=view.device)
 

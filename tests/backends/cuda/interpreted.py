@@ -53,8 +53,8 @@ _fp_to_fp = interpreter.InterpreterBuilder.create_fp_to_fp
 
 
 def _to_fp8(self, source, kind, rounding_mode):
-    if source.dtype.scalar == tl.float32 and kind.scalar == tl.float8e4nv:
-        packed = torch.from_numpy(np.ascontiguousarray(source.data)).to(torch.float8_e4m3fn)
+    if source.dtype.scalar in (tl.float32, tl.bfloat16) and kind.scalar == tl.float8e4nv:
+        packed = torch.from_numpy(np.ascontiguousarray(_as_fp32(source))).to(torch.float8_e4m3fn)
         return interpreter.TensorHandle(packed.view(torch.uint8).numpy(), kind.scalar)
     return _fp_to_fp(self, source, kind, rounding_mode)
 

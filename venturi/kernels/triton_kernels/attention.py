@@ -6,8 +6,25 @@ from torch import Tensor
 
 from venturi.kernels.attention import AttentionBatch, AttentionKind
 from venturi.kernels.cudnn_prefill import prefill_long
+from venturi.kernels.triton_kernels import decode_rotated
 from venturi.kernels.triton_kernels.decode import decode, num_splits
 from venturi.kernels.triton_kernels.prefill import prefill
+from venturi.kernels.triton_kernels.rotary import rotate_and_write
+
+
+def rotated_attention(
+    q: Tensor, k: Tensor, v: Tensor, angles: Tensor | None, interleaved: bool, k_cache: Tensor, v_cache: Tensor,
+    batch: AttentionBatch, kind: AttentionKind, sinks: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """See `venturi.kernels.attention.rotated_attention`. Few decoding sequences take one launch instead of two."""
+    if angles is not None and decode_rotated.fits(q, k, k_cache, v_cache, angles, batch):
+        tile = decode_rotated.default_tile(len(q))
+        splits = num_splits(len(q), k.shape[1], batch.max_keys, q.device, tile.keys)
+        return decode_rotated.decode_rotated(
+            q, k, v, angles, interleaved, k_cache, v_cache, batch, kind, sinks, splits, tile
+        )  # fmt: skip
+    q = rotate_and_write(q, k, v, angles, batch.positions, k_cache, v_cache, batch.slots, interleaved)
+    return paged_attention(q, k_cache, v_cache, batch, kind, sinks)
 
 
 def paged_attention(

@@ -29,11 +29,8 @@ def narrow(q, KIND: tl.constexpr):
 
 
 @triton.jit
-def score_tile(q, q_tail, k, k_tail, scale, softcap, SOFTCAP: tl.constexpr, TAIL: tl.constexpr):
-    """Scores in units of log2, from the (main and tail) features of queries and transposed keys."""
-    scores = tl.dot(q, k, input_precision="ieee")
-    if TAIL:
-        scores = tl.dot(q_tail, k_tail, scores, input_precision="ieee")
+def scaled_scores(scores, scale, softcap, SOFTCAP: tl.constexpr):
+    """Products of queries and keys as scores in units of log2."""
     if SOFTCAP:
         capped = scores * scale / softcap
         tanh = 2.0 / (1.0 + tl.exp(-2.0 * capped)) - 1.0
@@ -42,15 +39,66 @@ def score_tile(q, q_tail, k, k_tail, scale, softcap, SOFTCAP: tl.constexpr, TAIL
 
 
 @triton.jit
+def score_tile(q, q_tail, k, k_tail, scale, softcap, SOFTCAP: tl.constexpr, TAIL: tl.constexpr):
+    """Scores in units of log2, from the (main and tail) features of queries and transposed keys."""
+    scores = tl.dot(q, k, input_precision="ieee")
+    if TAIL:
+        scores = tl.dot(q_tail, k_tail, scores, input_precision="ieee")
+    return scaled_scores(scores, scale, softcap, SOFTCAP)
+
+
+@triton.jit
+def absorb_tile(scores, values, seen, top, total, acc):
+    """One step of the online softmax: maximum, sum and weighted values after a tile of scores."""
+    scores = tl.where(seen[None, :], scores, -float("inf"))
+    new = tl.maximum(top, tl.max(scores, 1))
+    safe = tl.where(new == -float("inf"), 0.0, new)
+    weight = tl.exp2(scores - safe[:, None])
+    fade = tl.exp2(top - safe)
+    total = total * fade + tl.sum(weight, 1)
+    acc = tl.dot(weight.to(values.dtype), values, acc * fade[:, None], input_precision="ieee")
+    return new, total, acc
+
+
+@triton.jit
+def finish_heads(
+    acc, top, total, out, partial, sums, sinks, own_ticket, split, active, out_at, head, row_in, v_dim: tl.constexpr,
+    SPLITS: tl.constexpr, SINKS: tl.constexpr, M: tl.constexpr, DV: tl.constexpr,
+):  # fmt: skip
+    """Store the outputs of a tile of heads; with splits leave this one's, and reduce the `active` ones if it is the
+    last of them."""
+    feature = tl.arange(0, DV)
+    inside = row_in[:, None] & (feature[None, :] < v_dim)
+    if SPLITS == 1:
+        if SINKS:
+            sink = tl.load(sinks + head, mask=row_in, other=0.0).to(tl.float32) * 1.4426950408889634
+            total += tl.exp2(sink - top)
+        result = (acc / total[:, None]).to(out.dtype.element_ty)
+        tl.store(out + out_at[:, None] * v_dim + feature[None, :], result, mask=inside)
+    else:
+        place = out_at * SPLITS + split
+        tl.store(partial + place[:, None] * v_dim + feature[None, :], acc, mask=inside)
+        tl.store(sums + place * 2, top, mask=row_in)
+        tl.store(sums + place * 2 + 1, total, mask=row_in)
+        tl.debug_barrier()
+        ticket = tl.atomic_add(own_ticket, 1, sem="acq_rel")
+        if ticket == active - 1:
+            tl.debug_barrier()
+            reduce_splits(partial, sums, sinks, out, out_at, head, row_in, active, v_dim, SPLITS, SINKS, M, DV)
+            tl.store(own_ticket, 0)
+
+
+@triton.jit
 def reduce_splits(
-    partial, sums, sinks, out, out_at, head, inside, v_dim: tl.constexpr, SPLITS: tl.constexpr, SINKS: tl.constexpr,
-    M: tl.constexpr, DV: tl.constexpr,
+    partial, sums, sinks, out, out_at, head, inside, active, v_dim: tl.constexpr, SPLITS: tl.constexpr,
+    SINKS: tl.constexpr, M: tl.constexpr, DV: tl.constexpr,
 ):  # fmt: skip
     """out = sum_i acc_i 2^(top_i - top) / sum_i sum_i 2^(top_i - top), for a tile of heads."""
     each, feature = tl.arange(0, SPLITS), tl.arange(0, DV)
     place = out_at[:, None] * SPLITS + each[None, :]
-    tops = tl.load(sums + place * 2, mask=inside[:, None], other=0.0, cache_modifier=".cg")
-    totals = tl.load(sums + place * 2 + 1, mask=inside[:, None], other=1.0, cache_modifier=".cg")
+    there = inside[:, None] & (each[None, :] < active)
+    tops = tl.load(sums + place * 2, mask=there, other=-float("inf"), cache_modifier=".cg")
+    totals = tl.load(sums + place * 2 + 1, mask=there, other=0.0, cache_modifier=".cg")
     top = tl.max(tops, 1)
     if SINKS:
         sink = tl.load(sinks + head, mask=inside, other=0.0).to(tl.float32) * 1.4426950408889634
@@ -61,9 +109,11 @@ def reduce_splits(
     kept = inside[:, None] & (feature[None, :] < v_dim)
     acc = tl.zeros([M, DV], tl.float32)
     for i in tl.static_range(SPLITS):
-        row = out_at * SPLITS + i
-        one = tl.load(sums + row * 2, mask=inside, other=0.0, cache_modifier=".cg")
-        piece = tl.load(partial + row[:, None] * v_dim + feature[None, :], mask=kept, other=0.0, cache_modifier=".cg")
+        row, counts = out_at * SPLITS + i, i < active
+        one = tl.load(sums + row * 2, mask=inside & counts, other=-float("inf"), cache_modifier=".cg")
+        piece = tl.load(
+            partial + row[:, None] * v_dim + feature[None, :], mask=kept & counts, other=0.0, cache_modifier=".cg"
+        )
         acc += piece * tl.exp2(one - top)[:, None]
     tl.store(
         out + out_at[:, None] * v_dim + feature[None, :], (acc / total[:, None]).to(out.dtype.element_ty), mask=kept

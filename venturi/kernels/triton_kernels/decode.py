@@ -16,10 +16,11 @@ from venturi.kernels.attention import AttentionBatch, AttentionKind
 from venturi.kernels.triton_kernels import decode_fp8
 from venturi.kernels.triton_kernels.attention_parts import (
     TileConfig,
+    absorb_tile,
     features,
+    finish_heads,
     narrow,
     product_kind,
-    reduce_splits,
     score_tile,
 )
 from venturi.kernels.triton_kernels.launch import num_sms, options
@@ -51,6 +52,9 @@ def decode_kernel(
     if WINDOW > 0:
         first = tl.maximum(length - WINDOW, 0) // N * N
     run = tl.cdiv(tl.cdiv(length - first, N), SPLITS) * N
+    active = tl.cdiv(length - first, run)
+    if split >= active:
+        return
     start = first + split * run
     end = tl.minimum(start + run, length)
     row, column, feature = tl.arange(0, M), tl.arange(0, D), tl.arange(0, DV)
@@ -82,39 +86,12 @@ def decode_kernel(
             tail = D + tl.arange(0, TAIL)
             k_tail = tl.load(k_base + tail[:, None], mask=seen[None, :] & (tail[:, None] < k_dim), other=0.0).to(KIND)
         scores = score_tile(q_main, q_tail, keys, k_tail, scale, softcap, SOFTCAP, TAIL)
-        scores = tl.where(seen[None, :], scores, -float("inf"))
-        new = tl.maximum(top, tl.max(scores, 1))
-        safe = tl.where(new == -float("inf"), 0.0, new)
-        weight = tl.exp2(scores - safe[:, None])
-        fade = tl.exp2(top - safe)
-        total = total * fade + tl.sum(weight, 1)
         v_base = v_cache + slot[:, None] * v_slot + kv_head * v_dim
         values = tl.load(v_base + feature[None, :], mask=seen[:, None] & (feature[None, :] < v_dim), other=0.0).to(KIND)
-        acc = tl.dot(weight.to(values.dtype), values, acc * fade[:, None], input_precision="ieee")
-        top = new
-    out_at = sequence * heads + head
-    inside = row_in[:, None] & (feature[None, :] < v_dim)
-    if SPLITS == 1:
-        if SINKS:
-            sink = tl.load(sinks + head, mask=row_in, other=0.0).to(tl.float32) * 1.4426950408889634
-            total += tl.exp2(sink - top)
-        tl.store(
-            out + out_at[:, None] * v_dim + feature[None, :],
-            (acc / total[:, None]).to(out.dtype.element_ty),
-            mask=inside,
-        )
-    else:
-        place = (out_at * SPLITS + split)[:, None]
-        tl.store(partial + place * v_dim + feature[None, :], acc, mask=inside)
-        tl.store(sums + (out_at * SPLITS + split) * 2, top, mask=row_in)
-        tl.store(sums + (out_at * SPLITS + split) * 2 + 1, total, mask=row_in)
-        tl.debug_barrier()
-        own_ticket = tickets + sequence * (kv_heads * parts) + tl.program_id(1)
-        ticket = tl.atomic_add(own_ticket, 1, sem="acq_rel")
-        if ticket == SPLITS - 1:
-            tl.debug_barrier()
-            reduce_splits(partial, sums, sinks, out, out_at, head, row_in, v_dim, SPLITS, SINKS, M, DV)
-            tl.store(own_ticket, 0)
+        top, total, acc = absorb_tile(scores, values, seen, top, total, acc)
+    own_ticket = tickets + sequence * (kv_heads * parts) + tl.program_id(1)
+    finish_heads(acc, top, total, out, partial, sums, sinks, own_ticket, split, active, sequence * heads + head, head,
+                 row_in, v_dim, SPLITS, SINKS, M, DV)  # fmt: skip
 
 
 def decode_config(rows: int, kv_heads: int, device: torch.device) -> TileConfig:
@@ -124,11 +101,11 @@ def decode_config(rows: int, kv_heads: int, device: torch.device) -> TileConfig:
     return TileConfig(keys=64, warps=4, stages=3)
 
 
-def num_splits(rows: int, kv_heads: int, max_keys: int, device: torch.device) -> int:
-    """Parts that the keys are cut into, so that all multiprocessors have work and no part is shorter than a tile."""
+def num_splits(rows: int, kv_heads: int, max_keys: int, device: torch.device, keys: int = 128) -> int:
+    """Parts that the keys are cut into, so that all multiprocessors have work and no part is shorter than `keys`."""
     programs = max(1, rows * kv_heads)
     wanted = triton.cdiv(2 * num_sms(device.index or 0), programs)
-    longest = max(1, max_keys // 128)
+    longest = max(1, max_keys // keys)
     return min(MAX_SPLITS, 1 << (min(wanted, longest).bit_length() - 1))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from venturi.kernels.attention import AttentionBatch, AttentionKind
-from venturi.kernels.triton_kernels.attention_parts import TileConfig, narrow, reduce_splits
+from venturi.kernels.triton_kernels.attention_parts import TileConfig, finish_heads, narrow, scaled_scores
 from venturi.kernels.triton_kernels.launch import options
 
 _WIDEN = tl.constexpr("""{
@@ -82,6 +82,9 @@ def decode_fp8_kernel(
     if WINDOW > 0:
         first = tl.maximum(length - WINDOW, 0) // N * N
     run = tl.cdiv(tl.cdiv(length - first, N), SPLITS) * N
+    active = tl.cdiv(length - first, run)
+    if split >= active:
+        return
     start = first + split * run
     end = tl.minimum(start + run, length)
     member, word, key = tl.arange(0, M), tl.arange(0, W), tl.arange(0, N)
@@ -114,11 +117,7 @@ def decode_fp8_kernel(
         scores = tl.dot(q1, k1, scores, input_precision="ieee")
         scores = tl.dot(q2, k2, scores, input_precision="ieee")
         scores = tl.dot(q3, k3, scores, input_precision="ieee")
-        if SOFTCAP:
-            capped = scores * scale / softcap
-            scores = softcap * (2.0 / (1.0 + tl.exp(-2.0 * capped)) - 1.0) * 1.4426950408889634
-        else:
-            scores = scores * (scale * 1.4426950408889634)
+        scores = scaled_scores(scores, scale, softcap, SOFTCAP)
         scores = tl.where(seen[None, :], scores, -float("inf"))
         new = tl.maximum(top, tl.max(scores, 1))
         safe = tl.where(new == -float("inf"), 0.0, new)
@@ -134,25 +133,8 @@ def decode_fp8_kernel(
         a3 = tl.dot(part, v3, a3 * fade[:, None], input_precision="ieee")
         top = new
     acc = tl.reshape(tl.join(tl.join(a0, a2), tl.join(a1, a3)), [M, DIM])
-    feature = tl.arange(0, DIM)
-    out_at = sequence * heads + head
-    if SPLITS == 1:
-        if SINKS:
-            total += tl.exp2(tl.load(sinks + head, mask=row_in, other=0.0).to(tl.float32) * 1.4426950408889634 - top)
-        result = (acc / total[:, None]).to(out.dtype.element_ty)
-        tl.store(out + out_at[:, None] * DIM + feature[None, :], result, mask=row_in[:, None])
-    else:
-        place = out_at * SPLITS + split
-        tl.store(partial + place[:, None] * DIM + feature[None, :], acc, mask=row_in[:, None])
-        tl.store(sums + place * 2, top, mask=row_in)
-        tl.store(sums + place * 2 + 1, total, mask=row_in)
-        tl.debug_barrier()
-        own_ticket = tickets + sequence * kv_heads + kv_head
-        ticket = tl.atomic_add(own_ticket, 1, sem="acq_rel")
-        if ticket == SPLITS - 1:
-            tl.debug_barrier()
-            reduce_splits(partial, sums, sinks, out, out_at, head, row_in, DIM, SPLITS, SINKS, M, DIM)
-            tl.store(own_ticket, 0)
+    finish_heads(acc, top, total, out, partial, sums, sinks, tickets + sequence * kv_heads + kv_head, split,
+                 active, sequence * heads + head, head, row_in, DIM, SPLITS, SINKS, M, DIM)  # fmt: skip
 
 
 def fits(q: Tensor, k_cache: Tensor, v_cache: Tensor) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from venturi.kernels.attention import AttentionBatch, AttentionKind, paged_attention
+from venturi.kernels.attention import AttentionBatch, AttentionKind, paged_attention, rotated_attention
 from venturi.kernels.quantize import ScaledRows
 from venturi.kernels.rotary import rotate, rotate_and_write
 from venturi.llm.layers.linear import Linear
@@ -57,8 +57,7 @@ class Attention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q)[0], self.k_norm(k)[0]
         interleaved = spec.rotary is not None and spec.rotary.interleaved
-        q = rotate_and_write(q, k, v, angles, batch.positions, cache.k, cache.v, batch.slots, interleaved)
-        return paged_attention(q, cache.k, cache.v, batch, self.kind, self.sinks)
+        return rotated_attention(q, k, v, angles, interleaved, cache.k, cache.v, batch, self.kind, self.sinks)
 
 
 class LatentAttention(nn.Module):
