@@ -43,6 +43,24 @@ def keeps_nan(attr: str, scalars: tuple[float, ...], algorithm: str) -> bool:
 
 
 @functools.cache
+def pairs_channels_cleanly(dtype: torch.dtype) -> bool:
+    """Whether an infinity that follows an odd number of channels stays out of their products.
+
+    Without a matrix unit, oneDNN multiplies bf16 channels in pairs: the last one's pair is the next pixel's first,
+    times a weight of 0, which makes NaN of infinity.
+    """
+    if not has_fused_conv():
+        return False
+    x = torch.ones(1, 1, 1, 8, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    x[..., 1::2] = float("inf")
+    packed = torch.ops.mkldnn._reorder_convolution_weight(
+        torch.ones(8, 1, 1, 1, dtype=dtype), [0, 0], [1, 1], [1, 1], 1, [1, 1, 1, 8]
+    )
+    y = torch.ops.mkldnn._convolution_pointwise(x, packed, None, [0, 0], [1, 1], [1, 1], 1, "none", [], "")
+    return bool(y[..., 0::2].isfinite().all() and y[..., 1::2].isinf().all())
+
+
+@functools.cache
 def computes(dtype: torch.dtype) -> bool:
     """Whether oneDNN computes natively in this type on this CPU."""
     if dtype == torch.float32:

@@ -79,7 +79,7 @@ class OneDnnConv:
             return f"oneDNN has no fused {spec.weight.dim() - 2}-D convolution in {spec.weight.dtype} here"
         if spec.weight.numel() == 0:
             return "empty weights"
-        return [{}]
+        return _spreads_infinity(spec) or [{}]
 
     def bind(self, region: RegionView, config: Config) -> Kernel:
         spec = read_conv(region)
@@ -128,6 +128,14 @@ def _guard_empty(run: Any, region: RegionView) -> Any:
     return lambda *args: run(*args) if args[0].numel() else empty(*args)
 
 
+def _spreads_infinity(spec: ConvSpec) -> str:
+    """Why oneDNN's NHWC convolution is wrong for inputs that are not finite; empty when it is right."""
+    channels = spec.weight.shape[1]
+    if channels % 2 == 0 or onednn.pairs_channels_cleanly(spec.weight.dtype):
+        return ""
+    return f"oneDNN makes NaN of infinities where {channels} channels, an odd number, end"
+
+
 class AtenConv:
     """torch's own convolution in one layout, epilogue in place."""
 
@@ -143,7 +151,7 @@ class AtenConv:
             return "NHWC needs 2 or 3 spatial dimensions"
         if not self._channels_last and region.layout == "NHWC":
             return "the layout pass assigned NHWC"
-        return [{}]
+        return (_spreads_infinity(spec) if self._channels_last else "") or [{}]
 
     def bind(self, region: RegionView, config: Config) -> Kernel:
         spec = read_conv(region)
