@@ -1,7 +1,8 @@
-"""The matrix unit's convolutions and products against fp64: sizes that fill no tile, edges, strides, NaN, schedules."""
+"""Convolutions and products of bf16, by a matrix unit and in registers, against fp64: sizes that fill no tile, edges, strides, NaN, schedules."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import onnx_ir as ir
@@ -13,32 +14,43 @@ from tests.backends.cpu.test_native_clusters import Sketch, check
 from tests.backends.cpu.test_native_conv import SHAPES, _problem
 from venturi.backends.base import tolerance
 from venturi.backends.cpu.codegen.activation import Post
+from venturi.backends.cpu.codegen.element import BF16, S8, U8, Element
 from venturi.backends.cpu.codegen.geometry import ConvGeometry
-from venturi.backends.cpu.codegen.isa import AMX, Isa
+from venturi.backends.cpu.codegen.isa import AMX, DOTS, Isa
 from venturi.backends.cpu.codegen.matrix import MatrixSpec, Schedule, emit_matrix, pack_matrix
 from venturi.backends.cpu.native.jit import optimized
-from venturi.backends.cpu.native.matrix import matrix_configs, tile_rows
+from venturi.backends.cpu.native.matrix import group_rows, matrix_configs, tile_rows
 from venturi.backends.cpu.tactics.native_matrix import NativeMatrixConv, NativeMatrixLinear
 from venturi.ops.table import find_op
 
 T = torch.Tensor
 HOST = isas()[0]
 NEEDS_UNIT = pytest.mark.skipif(
-    not isinstance(HOST, Isa) or not HOST.tiles, reason="this CPU has no matrix unit, or lends it to nobody"
+    not isinstance(HOST, Isa) or not HOST.unit(quantized=False), reason="this CPU does not multiply bf16"
 )
+
+
+@pytest.fixture(params=["tiles", "dots"])
+def isa(request: pytest.FixtureRequest) -> Isa:
+    """The host, as if it had only one of the two."""
+    if not isinstance(HOST, Isa) or not (HOST.tiles if request.param == "tiles" else HOST.rounds_bf16):
+        pytest.skip("this CPU has no matrix unit" if request.param == "tiles" else "this CPU has no products of pairs")
+    return HOST if request.param == "tiles" else dataclasses.replace(HOST, tiles=False)
+
+
 SCHEDULES = [Schedule(1, 1, False), Schedule(3, 2, False), Schedule(2, 9, True), Schedule(99, 1, True)]
 
 
 def compute(
-    shape: Any, schedule: Schedule, x: T, weight: T, bias: T | None, geometry: ConvGeometry, want: T,
+    isa: Isa, shape: Any, schedule: Schedule, x: T, weight: T, bias: T | None, geometry: ConvGeometry, want: T,
     post: Post, residual: T | None = None,
 ) -> T:  # fmt: skip
-    assert isinstance(HOST, Isa)
     flat, count = geometry.flat(), x.shape[0]
     if flat.width == 0:
         count *= geometry.height * geometry.width
     pixels = want.numel() // want.shape[1]
-    spec = MatrixSpec(flat, *tile_rows(pixels), bias is not None, post)
+    unit = isa.unit(quantized=False)
+    spec = MatrixSpec(flat, *group_rows(pixels, unit), bias is not None, post, unit=unit)
     packed = pack_matrix(weight)
     room = 64
     memory = torch.full((want.numel() + 2 * room,), 7.0, dtype=torch.bfloat16)
@@ -47,7 +59,7 @@ def compute(
         x.data_ptr(), packed.data_ptr(), 0 if bias is None else bias.data_ptr(),
         0 if residual is None else residual.data_ptr(), inner.data_ptr(), count, *schedule.words(spec, count),
     ]  # fmt: skip
-    run(HOST, repr(spec), emit_matrix(HOST, spec), words, schedule.tasks(spec, count))
+    run(isa, repr(spec), emit_matrix(isa, spec), words, schedule.tasks(spec, count))
     assert bool((memory[:room] == 7).all()), "written in front of the output"
     assert bool((memory[-room:] == 7).all()), "written behind the output"
     n, k, oh, ow = want.shape
@@ -84,45 +96,41 @@ MORE = [
 ]
 
 
-@NEEDS_UNIT
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES + MORE, ids=str)
-def test_convolution(shape: Any, schedule: Schedule) -> None:
+def test_convolution(isa: Isa, shape: Any, schedule: Schedule) -> None:
     geometry, x, weight, bias, want = problem(shape)
-    close(compute(shape, schedule, x, weight, bias, geometry, want, Post()), want)
+    close(compute(isa, shape, schedule, x, weight, bias, geometry, want, Post()), want)
 
 
-@NEEDS_UNIT
 @pytest.mark.parametrize("shape", [SHAPES[0], MORE[2]], ids=str)
-def test_schedules_agree_bit_for_bit(shape: Any) -> None:
+def test_schedules_agree_bit_for_bit(isa: Isa, shape: Any) -> None:
     geometry, x, weight, bias, want = problem(shape)
-    results = [compute(shape, s, x, weight, bias, geometry, want, Post("Relu")) for s in SCHEDULES]
+    results = [compute(isa, shape, s, x, weight, bias, geometry, want, Post("Relu")) for s in SCHEDULES]
     assert all(torch.equal(r, results[0]) for r in results)
 
 
-@NEEDS_UNIT
 @pytest.mark.parametrize("first", [False, True])
 @pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[3], MORE[0]], ids=str)
-def test_epilogue(shape: Any, first: bool) -> None:
+def test_epilogue(isa: Isa, shape: Any, first: bool) -> None:
     geometry, x, weight, _, want = problem(shape)
     want = want - problem(shape)[3].double()[:, None, None]
     residual = torch.randn(want.shape).bfloat16().contiguous(memory_format=torch.channels_last)
     post = Post("Relu", residual=True, activation_first=first)
     want = want.relu() + residual if first else (want + residual).relu()
-    close(compute(shape, SCHEDULES[1], x, weight, None, geometry, want, post, residual), want)
+    close(compute(isa, shape, SCHEDULES[1], x, weight, None, geometry, want, post, residual), want)
 
 
-@NEEDS_UNIT
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[1], MORE[0]], ids=str)
-def test_what_is_not_finite_stays_where_it_belongs(shape: Any, value: float) -> None:
+def test_what_is_not_finite_stays_where_it_belongs(isa: Isa, shape: Any, value: float) -> None:
     """The padding of pixels, of channels and of K multiplies none of it."""
     geometry, x, weight, bias, _ = problem(shape)
     x[0, 0, 0, 0] = x[-1, -1, -1, -1] = value
     top, left, bottom, right = geometry.pads
     padded = torch.nn.functional.pad(x.double(), (left, right, top, bottom))
     want = torch.nn.functional.conv2d(padded, weight.double(), bias.double(), geometry.strides, 0, geometry.dilations)
-    close(compute(shape, SCHEDULES[1], x, weight, bias, geometry, want, Post()), want)
+    close(compute(isa, shape, SCHEDULES[1], x, weight, bias, geometry, want, Post()), want)
 
 
 @pytest.mark.parametrize(
@@ -138,6 +146,18 @@ def test_code_compiles_for_the_unit_anywhere(geometry: ConvGeometry) -> None:
     assert text.count("ldtilecfg") == text.count("tilerelease") == 1
 
 
+@pytest.mark.parametrize("image, name", [(BF16, "vdpbf16ps"), (U8, "vpdpbusd"), (S8, "vpdpbusd")], ids=str)
+def test_code_for_registers_compiles_anywhere(image: Element, name: str) -> None:
+    pytest.importorskip("llvmlite")
+    geometry = ConvGeometry(9, 9, 20, 40, (3, 3), (2, 2), (1, 1, 1, 1))
+    spec = MatrixSpec(geometry, 14, 1, True, Post("Relu"), image, out=image, unit="dots")
+    module, machine = optimized(DOTS, emit_matrix(DOTS, spec))
+    text = machine.emit_assembly(module)
+    assert text.count(name) == 4 * 14 * (2 + 1), "four groups at a time, and one half where few channels are left"
+    loop = text[text.index(name) : text.rindex(name)]
+    assert "(%rsp)" not in loop, "sums are spilled"
+
+
 def test_tiles_waste_little() -> None:
     for pixels in range(1, 600):
         rows, tiles = tile_rows(pixels)
@@ -146,11 +166,15 @@ def test_tiles_waste_little() -> None:
         assert group <= pixels
         computed = -(-pixels // group) * group
         assert computed <= pixels * 1.13 + 1, (pixels, rows, tiles)
+        rows, _ = group_rows(pixels, "dots")
+        assert 1 <= rows <= min(14, pixels)
+        assert -(-pixels // rows) == -(-pixels // 14), "no more groups than needed"
 
 
 @pytest.mark.parametrize("pixels, out", [(3136, 64), (49, 2048), (1, 1000), (128, 3072), (17, 8), (None, 64)])
-def test_candidates_keep_all_threads_busy_where_they_can(pixels: int | None, out: int) -> None:
-    found = matrix_configs((out, 64, 1, 1), pixels, 2)
+@pytest.mark.parametrize("unit", ["tiles", "dots"])
+def test_candidates_keep_all_threads_busy_where_they_can(unit: str, pixels: int | None, out: int) -> None:
+    found = matrix_configs((out, 64, 1, 1), pixels, 2, unit)
     assert found
     assert len({tuple(c.items()) for c in found}) == len(found)
     for c in found:

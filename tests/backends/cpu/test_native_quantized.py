@@ -18,7 +18,7 @@ from venturi.frontends.onnx_import import import_onnx
 T = torch.Tensor
 HOST = host()
 pytestmark = pytest.mark.skipif(
-    not isinstance(HOST, Isa) or not HOST.tiles, reason="this CPU has no matrix unit, or lends it to nobody"
+    not isinstance(HOST, Isa) or not HOST.unit(quantized=True), reason="this CPU does not multiply bytes"
 )
 KINDS = {"u8": (TensorProto.UINT8, np.uint8), "s8": (TensorProto.INT8, np.int8)}
 

@@ -49,7 +49,7 @@ def _plain() -> Iterator[None]:
 def _multiplies_bytes() -> bool:
     """Whether quantized Regions have a kernel on this CPU."""
     isa = host()
-    return not isinstance(isa, str) and isa.tiles
+    return not isinstance(isa, str) and bool(isa.unit(quantized=True))
 
 
 def native_tactics() -> tuple[Tactic, ...]:

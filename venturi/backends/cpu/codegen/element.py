@@ -89,9 +89,14 @@ class _BFloat(ir.Type):  # type: ignore[misc]
         return "bfloat"
 
 
+def bfloats(lanes: int) -> Any:
+    """A vector of LLVM's bf16 numbers; elsewhere they are their bits."""
+    return ir.VectorType(_BFloat(), lanes)
+
+
 def _round(b: ir.IRBuilder, x: Val, lanes: int, native: bool) -> Val:
     if native:
-        return b.bitcast(b.fptrunc(x, ir.VectorType(_BFloat(), lanes)), ir.VectorType(I16, lanes))
+        return b.bitcast(b.fptrunc(x, bfloats(lanes)), ir.VectorType(I16, lanes))
     words = ir.VectorType(I32, lanes)
 
     def constant(n: int) -> Val:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Isa:
     """`lanes` fp32 numbers a vector register, `registers` of them. `triple`, `cpu` and `features` are LLVM's.
-    `rounds_bf16`: an instruction makes bf16 of fp32. `tiles`: a matrix unit (AMX) multiplies bf16 and bytes."""
+    `rounds_bf16`: instructions make bf16 of fp32 and multiply pairs of them; `vnni`: others multiply fours of bytes;
+    `tiles`: a matrix unit (AMX) multiplies both."""
 
     name: str
     lanes: int
@@ -20,6 +21,13 @@ class Isa:
     features: str
     rounds_bf16: bool = False
     tiles: bool = False
+    vnni: bool = False
+
+    def unit(self, quantized: bool) -> str:
+        """What multiplies bf16, or bytes: "tiles" of a matrix unit, "dots" in vector registers; empty: nothing does."""
+        if self.tiles:
+            return "tiles"
+        return "dots" if (self.vnni if quantized else self.rounds_bf16) else ""
 
     @property
     def accumulators(self) -> int:
@@ -30,6 +38,7 @@ class Isa:
 AVX512 = Isa("avx512", 16, 32, "x86_64-unknown-linux-gnu", "skylake-avx512", "-prefer-256-bit")
 AVX2 = Isa("avx2", 8, 16, "x86_64-unknown-linux-gnu", "haswell", "")
 AMX = Isa("avx512", 16, 32, AVX512.triple, "sapphirerapids", "-prefer-256-bit", True, True)
+DOTS = Isa("avx512", 16, 32, AVX512.triple, "znver4", "-prefer-256-bit", True, False, True)
 NEON = Isa("neon", 4, 32, "aarch64-unknown-linux-gnu", "neoverse-n1", "")
 
 
@@ -55,8 +64,9 @@ def host() -> Isa | str:
         if all(found.get(f) for f in ("avx512f", "avx512vl", "avx512dq", "avx512bw")):
             tiles = found.get("amx-bf16", False) and found.get("amx-int8", False) and _may_use_tiles()
             return Isa(
-                "avx512", 16, 32, triple, cpu, f"{features},-prefer-256-bit", found.get("avx512bf16", False), tiles
-            )
+                "avx512", 16, 32, triple, cpu, f"{features},-prefer-256-bit", found.get("avx512bf16", False), tiles,
+                found.get("avx512vnni", False),
+            )  # fmt: skip
         if found.get("avx2") and found.get("fma"):
             return Isa("avx2", 8, 16, triple, cpu, features)
         return f"{cpu} has neither AVX2 with FMA nor AVX-512"

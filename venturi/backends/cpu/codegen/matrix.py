@@ -1,8 +1,7 @@
-"""Convolutions and products on a CPU's matrix unit (Intel AMX), in NHWC.
+"""Convolutions and products of bf16 and bytes on what multiplies them (see `units`), in NHWC.
 
-The unit multiplies tiles of 16 rows of 64 bytes: a step takes 32 (bf16) or 64 (bytes) of K. Four tiles hold the sums of
-up to 32 pixels by 32 channels; two of pixels and two of weights feed them. Pixels are numbered through all images; the
-last group of them overlaps its neighbour rather than stick out.
+A step takes 64 bytes of K: 32 bf16 or 64 bytes. Pixels are numbered through all images; the last group of them overlaps
+its neighbour rather than stick out.
 
 Where the image's rows cannot be read as they lie (kernels larger than one, strides, padding, channels that do not fill
 steps), a task first gathers its pixels' operands, [pixel][kernel row][kernel column][channel], with zeros for padding
@@ -20,23 +19,23 @@ import torch
 from llvmlite import ir
 
 from venturi.backends.cpu.codegen.activation import Post, emit_post
-from venturi.backends.cpu.codegen.element import BF16, FLOAT, S8, S32, U8, Element, Place
-from venturi.backends.cpu.codegen.emit import I32, I64, PTR, Emitter, Val
+from venturi.backends.cpu.codegen.element import BF16, FLOAT, I8, S8, S32, Element, Place
+from venturi.backends.cpu.codegen.emit import I32, I64, Emitter, Val
 from venturi.backends.cpu.codegen.geometry import ConvGeometry
 from venturi.backends.cpu.codegen.isa import Isa
 from venturi.backends.cpu.codegen.mathlib import quantize
+from venturi.backends.cpu.codegen.units import BLOCK, HALF, ROW_BYTES, TILE_BYTES, Dots, Tiles, Unit
 
-I8 = ir.IntType(8)
-ROW_BYTES, TILE_BYTES, HALF, BLOCK = 64, 1024, 16, 32
 RESIDUAL_SCALE, RESIDUAL_SHIFT, OUT_SCALE, OUT_ZERO = range(4)
-_PRODUCT = {BF16: "tdpbf16ps", U8: "tdpbusd", S8: "tdpbssd"}
-_SUMS, _PIXELS, _WEIGHTS = (0, 1, 2, 3), (4, 5), (6, 7)
 
 
 @dataclass(frozen=True)
 class MatrixSpec:
-    """A group is `tiles` (1 or 2) times `rows` (at most 16) pixels. Weights are bf16 or, where `image` is of bytes, s8:
-    then the sums are integers, and a scale for every channel makes numbers of them."""
+    """A group is `tiles` (1 or 2) times `rows` pixels, at most 16 where `unit` is "tiles", 14 where it is "dots".
+
+    Weights are bf16 or, where `image` is of bytes, s8: then the sums are integers, and a scale for every channel makes
+    numbers of them.
+    """
 
     geometry: ConvGeometry
     rows: int
@@ -46,6 +45,7 @@ class MatrixSpec:
     image: Element = BF16
     residual: Element = BF16
     out: Element = BF16
+    unit: str = "tiles"
 
     @property
     def weight(self) -> Element:
@@ -143,6 +143,7 @@ class _Matrix:
         count = e.word(5)
         self.pixels = count if self.g.width == 0 else e.mul(count, self.g.out_height * self.g.out_width)
         self.size, self.blocks, self.run, self.by_channels = (e.word(i) for i in range(6, 10))
+        self.unit: Unit = Tiles(e, spec) if spec.unit == "tiles" else Dots(e, spec)
         self.sums = e.stack(spec.group * BLOCK, S32 if spec.quantized else FLOAT)
         lanes = ir.VectorType(spec.image.stored, spec.step)
         self.nothing = ir.Constant(lanes, None)
@@ -167,20 +168,9 @@ class _Matrix:
             block = e.mul(e.b.select(by_channels, slow, fast), self.blocks)
             self._task(first, e.min(e.add(first, self.size), groups), block)
 
-        self._configure()
+        self.unit.begin()
         e.each(e.begin, e.end, 1, task)
-        e.b.call(self._unit("tilerelease"), [])
-
-    def _unit(self, name: str, *types: ir.Type) -> Val:
-        return self.e.intrinsic(f"llvm.x86.{name}", ir.VoidType(), types)
-
-    def _configure(self) -> None:
-        """Palette 1: bytes a row (16-bit) of tile t at 16 + 2t, rows (8-bit) at 48 + t."""
-        rows = [self.spec.rows if t in (*_SUMS, *_PIXELS) else HALF for t in range(8)]
-        layout = [1, *[0] * 15, *([ROW_BYTES, 0] * 8), *[0] * 16, *rows, *[0] * 8]
-        place = self.e.stack(ROW_BYTES // 4)
-        self.e.b.store(ir.Constant(ir.VectorType(I8, 64), layout), place.address, align=64)
-        self.e.b.call(self._unit("ldtilecfg", PTR), [place.address])
+        self.unit.end()
 
     def _task(self, first: Val, last: Val, block0: Val) -> None:
         e, spec = self.e, self.spec
@@ -285,30 +275,8 @@ class _Matrix:
         else:
             pixels = e.at(self.x, e.mul(start, spec.taps))
         weights = e.at(self.weight, e.mul(block, spec.steps * 2 * TILE_BYTES // spec.weight.bytes))
-        used = [(i, j) for i in range(spec.tiles) for j in range(halves)]
-        for i, j in used:
-            e.b.call(self._unit("tilezero", I8), [I8(_SUMS[2 * i + j])])
-        e.each(0, spec.steps, 1, lambda k: self._step(pixels, weights, k, halves))
-        for i, j in used:
-            place = e.at(self.sums, i * spec.rows * BLOCK + j * HALF)
-            self._move("tilestored64", _SUMS[2 * i + j], place, BLOCK * 4)
+        self.unit.multiply(pixels, weights, self.sums, halves)
         self._leave(start, e.mul(block, BLOCK), channels)
-
-    def _step(self, pixels: Place, weights: Place, k: Val, halves: int) -> None:
-        e, spec = self.e, self.spec
-        size = spec.image.bytes
-        for j in range(halves):
-            at = e.add(e.mul(k, 2 * TILE_BYTES // size), j * TILE_BYTES // size)
-            self._move("tileloadd64", _WEIGHTS[j], e.at(weights, at), ROW_BYTES)
-        for i in range(spec.tiles):
-            at = e.add(e.mul(k, spec.step), i * spec.rows * (spec.stride // size))
-            self._move("tileloadd64", _PIXELS[i], e.at(pixels, at), spec.stride)
-            for j in range(halves):
-                tiles = (_SUMS[2 * i + j], _PIXELS[i], _WEIGHTS[j])
-                e.b.call(self._unit(_PRODUCT[spec.image], I8, I8, I8), [I8(t) for t in tiles])
-
-    def _move(self, name: str, tile: int, place: Place, stride: int) -> None:
-        self.e.b.call(self._unit(name, I8, PTR, I64), [I8(tile), place.address, I64(stride)])
 
     def _leave(self, start: Val, lane0: Val, channels: int) -> None:
         """Bring a group's sums to the output: bias, residual, activation, store."""

@@ -1,4 +1,4 @@
-"""A convolution or product with constant weights on the matrix unit, as routines for whatever sizes come."""
+"""A convolution or product of bf16 or bytes with constant weights, as routines for whatever sizes come."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import torch
 
 from venturi.backends.base import OUT, Operand, Phase, Routine
 from venturi.backends.cpu.codegen.activation import Post
-from venturi.backends.cpu.codegen.element import BF16, Element
+from venturi.backends.cpu.codegen.element import BF16, S8, Element
 from venturi.backends.cpu.codegen.geometry import ConvGeometry
 from venturi.backends.cpu.codegen.isa import Isa
-from venturi.backends.cpu.codegen.matrix import BLOCK, HALF, MatrixSpec, Schedule, emit_matrix, pack_matrix
+from venturi.backends.cpu.codegen.matrix import MatrixSpec, Schedule, emit_matrix, pack_matrix
+from venturi.backends.cpu.codegen.units import BLOCK, HALF
 from venturi.backends.cpu.epilogue import Epilogue
 from venturi.backends.cpu.native.contraction import post_of
 from venturi.backends.cpu.native.jit import host_jit
@@ -23,6 +24,19 @@ T = torch.Tensor
 EVEN_BELOW = 256
 PANEL_BYTES = 512 << 10
 MOST_TAPS = 32768
+MOST_ROWS = 14
+SIGN = 128
+
+
+def group_rows(pixels: int, unit: str) -> tuple[int, int]:
+    """(rows, tiles) of a group.
+
+    >>> group_rows(3136, "dots"), group_rows(49, "dots"), group_rows(49, "tiles")
+    ((14, 1), (13, 1), (13, 2))
+    """
+    if unit == "tiles":
+        return tile_rows(pixels)
+    return -(-pixels // -(-pixels // MOST_ROWS)), 1
 
 
 def tile_rows(pixels: int) -> tuple[int, int]:
@@ -40,12 +54,12 @@ def tile_rows(pixels: int) -> tuple[int, int]:
     return -(-pixels // (2 * -(-pixels // (2 * HALF)))), 2
 
 
-def matrix_configs(weight: Sequence[int], pixels: int | None, threads: int) -> list[dict[str, Any]]:
+def matrix_configs(weight: Sequence[int], pixels: int | None, threads: int, unit: str) -> list[dict[str, Any]]:
     """The schedules worth timing for weights [out, in, kh, kw], best guess first. They share one piece of code."""
     blocks = -(-weight[0] // BLOCK)
     if pixels is None:
         return [{"groups": 4, "blocks": min(4, blocks), "channels_first": False}]
-    groups = -(-pixels // (2 * HALF))
+    groups = -(-pixels // (2 * HALF if unit == "tiles" else MOST_ROWS))
     narrow = pixels < weight[0]
     some = max(1, min(8, groups // (4 * threads)))
     few = max(1, blocks // (2 * threads))
@@ -79,13 +93,15 @@ class Matrix:
         post = post_of(epilogue)
         assert isinstance(post, Post)
         self._isa, self._config, self._post, self._residual = isa, config, post, epilogue.residual
+        self._unit = isa.unit(scales is not None)
         self._elements, self._zero = (image.element, residual.element, out.element), image.zero
         self._weight = packed_copy(pack_matrix(weight))
         self._bias = None if bias is None else bias.float().contiguous()
         self._scales = None if scales is None else (scales * image.scale).float().contiguous()
         self._numbers = torch.tensor([residual.scale, -residual.zero * residual.scale, 1 / out.scale, float(out.zero)])
-        if self._scales is not None and image.zero:
-            shift = -self._scales.double() * image.zero * weight.double().flatten(1).sum(1)
+        zero = image.zero + (SIGN if self._unit == "dots" and image.element is S8 else 0)
+        if self._scales is not None and zero:
+            shift = -self._scales.double() * zero * weight.double().flatten(1).sum(1)
             self._bias = (shift if self._bias is None else shift + self._bias.double()).float()
 
     def routine(
@@ -95,7 +111,9 @@ class Matrix:
         flat, c = geometry.flat(), self._config
         count = batch * geometry.height * geometry.width if flat.width == 0 else batch
         pixels = count if flat.width == 0 else count * flat.out_height * flat.out_width
-        spec = MatrixSpec(flat, *tile_rows(pixels), self._bias is not None, self._post, *self._elements)
+        spec = MatrixSpec(
+            flat, *group_rows(pixels, self._unit), self._bias is not None, self._post, *self._elements, self._unit
+        )  # fmt: skip
         most = PANEL_BYTES // (spec.group * spec.stride) if spec.gathers else c["groups"]
         schedule = Schedule(max(1, min(c["groups"], most)), c["blocks"], bool(c["channels_first"]))
         address = host_jit(self._isa).address(repr(spec), lambda: emit_matrix(self._isa, spec))

@@ -1,4 +1,4 @@
-"""Convolutions and products in bf16 by generated code on the CPU's matrix unit."""
+"""Convolutions and products in bf16 by generated code: on a matrix unit, or by products of pairs in registers."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from venturi.ir.build import static_shape
 
 
 def _suits(isa: Isa, weight: torch.Tensor) -> str:
-    if not isa.tiles:
-        return "the CPU has no matrix unit"
+    if not isa.unit(quantized=False):
+        return "the CPU does not multiply bf16"
     if weight.dtype != torch.bfloat16:
         return "not bf16"
     taps = weight[0].numel()
@@ -38,7 +38,7 @@ class NativeMatrixConv:
             return found
         size = static_shape(region.anchor.outputs[0])
         pixels = None if size is None else size[0] * size[2] * size[3]
-        return list(matrix_configs(found[1].weight.shape, pixels, max_threads()))
+        return list(matrix_configs(found[1].weight.shape, pixels, max_threads(), found[0].unit(quantized=False)))
 
     def _read(self, region: RegionView) -> tuple[Isa, ConvSpec] | str:
         found = read_native_conv(region, BF16)
@@ -62,7 +62,9 @@ class NativeMatrixLinear:
             return found
         size = static_shape(region.anchor.outputs[0])
         pixels = None if size is None else math.prod(size[:-1])
-        return list(matrix_configs((*found[1].weight.shape, 1, 1), pixels, max_threads()))
+        return list(
+            matrix_configs((*found[1].weight.shape, 1, 1), pixels, max_threads(), found[0].unit(quantized=False))
+        )
 
     def _read(self, region: RegionView) -> tuple[Isa, LinearSpec] | str:
         found = read_native_linear(region, BF16)

@@ -1,4 +1,4 @@
-"""Convolutions and products of bytes that stand for numbers (Q/DQ models), on the CPU's matrix unit."""
+"""Convolutions and products of bytes that stand for numbers (Q/DQ models), on a matrix unit or in vector registers."""
 
 from __future__ import annotations
 
@@ -203,14 +203,15 @@ class NativeQuantized:
         found = read_generated(region)
         if isinstance(found, str):
             return found
-        if not found[0].tiles or found[1].group != 1:
-            return "grouped" if found[0].tiles else "the CPU has no matrix unit"
+        unit = found[0].unit(quantized=True)
+        if not unit or found[1].group != 1:
+            return "grouped" if unit else "the CPU does not multiply bytes"
         real = RealView(region)
         size = static_shape(real.anchor.outputs[0])
         pixels = None
         if size is not None:
             pixels = math.prod(size[:-1]) if found[1].layout == torch.contiguous_format else math.prod(size) // size[1]
-        return list(matrix_configs(found[1].weight.shape, pixels, max_threads()))
+        return list(matrix_configs(found[1].weight.shape, pixels, max_threads(), unit))
 
     def bind(self, region: RegionView, config: Config) -> Kernel:
         found = read_generated(region)
