@@ -18,6 +18,9 @@ GROUPS = ROW_BYTES // 4
 _PRODUCT = {BF16: "tdpbf16ps", U8: "tdpbusd", S8: "tdpbssd"}
 _SUMS, _PIXELS, _WEIGHTS = (0, 1, 2, 3), (4, 5), (6, 7)
 _TOGETHER = 4
+# Weights are asked for so many bytes before they are used: they come from memory when a network has more of them than
+# caches hold. 4096 was best of 2048 to 16384 (Zen 5, cold 3x3 layers of 512 channels: 486 us without, 327 with).
+_AHEAD = 4096
 
 
 class Shape(Protocol):
@@ -129,6 +132,9 @@ class Dots:
             here = e.at(pixels, e.mul(k, 4 * _TOGETHER // size))
             at = e.add(e.mul(step, 2 * TILE_BYTES // size), e.mul(part, _TOGETHER * ROW_BYTES // size))
             block, acc = e.at(weights, at), list(acc)
+            for j in range(halves):
+                for g in range(_TOGETHER):
+                    e.prefetch(e.at(block, (_AHEAD + j * TILE_BYTES + g * ROW_BYTES) // size))
             for g in range(_TOGETHER):
                 columns = [
                     self._load(e.at(block, (j * TILE_BYTES + g * ROW_BYTES) // size), ROW_BYTES) for j in range(halves)
