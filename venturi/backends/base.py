@@ -198,6 +198,7 @@ class Backend:
     `plain()`: by the operators' definitions, however slow. Libraries of half precision may let a NaN reach more results
     than it should; a candidate that agrees with the definition is right all the same.
     `fuses_quantized`: there are kernels for contractions between dequantized inputs and a quantized output.
+    `flat_attention`: kernels of attention take [batch, tokens, heads * dim] as well as [batch, heads, tokens, dim].
     """
 
     name: str
@@ -205,6 +206,7 @@ class Backend:
     exact: Callable[[], AbstractContextManager[object]] = nullcontext
     plain: Callable[[], AbstractContextManager[object]] | None = None
     fuses_quantized: bool = False
+    flat_attention: bool = False
     _by_name: dict[str, Tactic] = field(default_factory=dict)
 
     def tactic(self, name: str) -> Tactic | None:

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from venturi.backends.base import RegionView
+from venturi.backends.base import Backend, RegionView
 from venturi.backends.reference.program import OPERATOR_ERRORS
 from venturi.core.errors import ShapeError, VenturiError
 from venturi.core.log import logger
@@ -44,11 +44,18 @@ class Built:
     target: Target
 
 
+def pass_context(config: BuildConfig, backend: Backend) -> PassContext:
+    """What the passes must know of the configuration and of the device."""
+    return PassContext(
+        precision=config.precision, fuses_quantized=backend.fuses_quantized, flat_attention=backend.flat_attention
+    )
+
+
 def compile_model(model: ir.Model, config: BuildConfig, progress: ProgressCallback | None = None) -> Built:
     """Run the passes on `model` (in place) and plan it for the configured device."""
     target = open_target(config.device) if config.target is None else OfflineTarget(config.target)
     check_profiles(model.graph, config.profiles)
-    ctx = PassContext(precision=config.precision, fuses_quantized=target.backend.fuses_quantized)
+    ctx = pass_context(config, target.backend)
     pass_ms = run_pipeline(model, ctx, progress=progress)
     rewrites = {k: v for k, v in ctx.rewrites.items() if v}
     return plan_model(model, stored_weights(model.graph), config, target, rewrites, sum(pass_ms.values()), progress)

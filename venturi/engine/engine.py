@@ -18,7 +18,7 @@ from venturi.core.errors import EngineError, ShapeError
 from venturi.core.log import logger
 from venturi.core.registry import nearest
 from venturi.engine.artifact import SOURCE_WEIGHTS, WEIGHTS, save_artifact
-from venturi.engine.builder import Built, compile_model, rename_steps, stored_weights
+from venturi.engine.builder import Built, compile_model, pass_context, rename_steps, stored_weights
 from venturi.engine.config import BuildConfig, Profile
 from venturi.engine.graph_file import pack_graph, set_weights
 from venturi.engine.inspector import Report, make_report
@@ -272,10 +272,9 @@ def weights_of(path: str | Path) -> dict[str, Any]:
 def rebuild(source: ir.Model, plan: Plan, config: BuildConfig, target: Target) -> Built:
     """Passes again on the new weights, then the old choices; tuned anew only when the graph came out different."""
     from venturi.passes.pipeline import run_pipeline
-    from venturi.passes.rewriting import PassContext
 
     model = source.clone()
-    run_pipeline(model, PassContext(precision=config.precision, fuses_quantized=target.backend.fuses_quantized))
+    run_pipeline(model, pass_context(config, target.backend))
     nodes = list(model.graph)
     if [tuple(s.ops) for s in plan.steps] == [_ops(n) for n in nodes]:
         renamed = rename_steps(model.graph, plan)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from venturi.backends.base import Backend, Config, Kernel, RegionView, Tactic
 from venturi.backends.cpu.codegen.isa import host
@@ -20,7 +21,7 @@ from venturi.backends.sdpa import SdpaAttention
 NATIVE_NAMES = (
     "native-matrix-conv", "native-matrix-linear", "native-quantized", "native-quantized-depthwise",
     "native-conv", "native-winograd", "native-depthwise", "native-linear", "native-pool", "native-rows",
-    "native-pointwise",
+    "native-pointwise", "native-attention",
 )  # fmt: skip
 
 
@@ -39,10 +40,11 @@ class Missing:
 
 @contextmanager
 def _plain() -> Iterator[None]:
-    """Without oneDNN, whose convolutions in bf16 spread a NaN beyond its window."""
+    """Without oneDNN, whose convolutions in bf16 spread a NaN beyond its window, and with attention spelled out: the
+    tiled kernel makes other NaN of infinite scores than the definition."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of flags for devices that are not there
-        with torch.backends.mkldnn.flags(enabled=False):
+        with torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH):
             yield
 
 
@@ -58,6 +60,7 @@ def native_tactics() -> tuple[Tactic, ...]:
         import llvmlite  # noqa: F401
     except ImportError:
         return tuple(Missing(name, "llvmlite is not installed") for name in NATIVE_NAMES)
+    from venturi.backends.cpu.tactics.native_attention import NativeAttention
     from venturi.backends.cpu.tactics.native_cluster import NativePointwise, NativeRows
     from venturi.backends.cpu.tactics.native_conv import NativeConv, NativeWinograd
     from venturi.backends.cpu.tactics.native_depthwise import NativeDepthwise, NativeQuantizedDepthwise
@@ -69,7 +72,7 @@ def native_tactics() -> tuple[Tactic, ...]:
     return (
         NativeMatrixConv(), NativeMatrixLinear(), NativeQuantized(), NativeQuantizedDepthwise(),
         NativeConv(), NativeWinograd(), NativeDepthwise(), NativeLinear(), NativePool(), NativeRows(),
-        NativePointwise(),
+        NativePointwise(), NativeAttention(),
     )  # fmt: skip
 
 
@@ -91,4 +94,5 @@ CPU = Backend(
     ),
     plain=_plain,
     fuses_quantized=_multiplies_bytes(),
+    flat_attention=True,
 )

@@ -116,10 +116,11 @@ class _Rows:
 
 def _total(e: Emitter, vector: Val) -> Val:
     """The sum of the lanes, in all lanes: halves are added until one is left."""
-    return _across(e, vector, lambda x, y: e.b.fadd(x, y))
+    return across(e, vector, lambda x, y: e.b.fadd(x, y))
 
 
-def _across(e: Emitter, vector: Val, op: Callable[[Val, Val], Val]) -> Val:
+def across(e: Emitter, vector: Val, op: Callable[[Val, Val], Val]) -> Val:
+    """The lanes joined by `op`, in all lanes."""
     step = e.isa.lanes // 2
     while step:
         vector = op(vector, e.rotate(vector, step))
@@ -139,7 +140,7 @@ def _softmax(k: _Rows, node: Statement, values: Values) -> Finish:
         k.keep(x, at)
         return m.maximum(e, acc, k.among(x, count, -float("inf")))
 
-    top = _across(e, k.fold(-float("inf"), larger), lambda x, y: m.maximum(e, x, y))
+    top = across(e, k.fold(-float("inf"), larger), lambda x, y: m.maximum(e, x, y))
 
     def add(acc: Val, at: Val, count: int | None) -> Val:
         shifted = e.b.fsub(k.kept(at), top)

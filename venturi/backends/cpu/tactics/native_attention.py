@@ -1,0 +1,112 @@
+"""Attention by generated code, for as many keys as a head's fit in the second-level cache."""
+
+from __future__ import annotations
+
+import math
+
+import onnx_ir as ir
+import torch
+
+from venturi.backends.base import OUT, Config, Kernel, Operand, Phase, RegionView, Routine
+from venturi.backends.cpu.codegen.attention import AttentionSpec, emit_attention
+from venturi.backends.cpu.codegen.element import BF16, FLOAT, OF_GRAPH, U8
+from venturi.backends.cpu.codegen.isa import Isa, host
+from venturi.backends.cpu.native.contraction import TILES
+from venturi.backends.cpu.native.jit import host_jit
+from venturi.backends.cpu.native.kernel import NativeKernel, Shapes
+from venturi.backends.cpu.native.walker import max_threads
+from venturi.backends.cpu.tactics.reference import Reference
+from venturi.backends.sdpa import plain_attention
+from venturi.ir.build import static_shape
+from venturi.ir.dtypes import DT
+
+MOST_BYTES = 512 << 10
+MASKS = {DT.FLOAT: FLOAT, DT.BFLOAT16: BF16, DT.BOOL: U8}
+
+
+class NativeAttention:
+    """Without causality; masks of fixed sizes. [batch, tokens, heads * dim] or [batch, heads, tokens, dim]."""
+
+    name = "native-attention"
+
+    def match(self, region: RegionView) -> list[Config] | str:
+        isa = host()
+        if isinstance(isa, str):
+            return isa
+        refused = plain_attention(region)
+        if refused:
+            return refused
+        node, mask = region.node, _mask(region)
+        if region.attrs(node).get("is_causal"):
+            return "causal"
+        operands = list(node.inputs[:3])
+        kinds = {v.dtype for v in (*operands, node.outputs[0]) if v is not None}
+        if len(kinds) != 1 or not kinds <= set(OF_GRAPH) or (mask is not None and mask.dtype not in MASKS):
+            return "not fp32 or bf16 throughout"
+        if len({id(v) for v in operands}) != 3 or any(region.is_constant(v) for v in operands):
+            return "queries, keys and values are not three inputs"
+        sizes = [static_shape(v) for v in operands if v is not None]
+        covers = [] if mask is None else static_shape(mask)
+        if covers is None or any(s is None for s in sizes):
+            return "code would depend on sizes that are only known at run time"
+        spec = _spec(isa, region, tuple(tuple(s or ()) for s in sizes), tuple(covers))
+        return spec if isinstance(spec, str) else [{}]
+
+    def bind(self, region: RegionView, config: Config) -> Kernel:
+        isa, mask = host(), _mask(region)
+        assert isinstance(isa, Isa)
+        constant = None if mask is None or not region.is_constant(mask) else region.constant(mask).contiguous()
+        where = [region.position(v) or 0 for v in region.node.inputs[:3]]
+        mask_at = None if mask is None or constant is not None else region.position(mask) or 0
+
+        def plan(shapes: Shapes) -> Routine | None:
+            covers = () if mask is None else shapes[mask_at] if mask_at is not None else tuple(constant.shape)  # type: ignore[union-attr]
+            spec = _spec(isa, region, tuple(shapes[i] for i in where), covers)
+            if isinstance(spec, str):
+                return None
+            address = host_jit(isa).address(repr(spec), lambda: emit_attention(isa, spec))
+            last = Operand(mask_at) if mask_at is not None else 0 if constant is None else constant.data_ptr()
+            batch, width = shapes[where[0]][0], spec.v_dim
+            shape = (batch, spec.queries, spec.heads * width) if spec.flat else (batch, spec.heads, spec.queries, width)
+            phase = Phase(address, (*map(Operand, where), OUT, last), spec.tasks(batch))
+            plain = torch.contiguous_format
+            return Routine((phase,), shape, plain, (plain,) * len(shapes), dtype=spec.element.dtype)
+
+        return NativeKernel(plan, Reference().bind(region, {}).run, constant).as_kernel()
+
+
+def _mask(region: RegionView) -> ir.Value | None:
+    return region.node.inputs[3] if len(region.node.inputs) > 3 else None
+
+
+def _spec(isa: Isa, region: RegionView, shapes: Shapes, mask: tuple[int, ...]) -> AttentionSpec | str:
+    """For these shapes of queries, keys and values, and of the mask, if there is one; a text says why there is none."""
+    attrs, element = region.attrs(region.node), OF_GRAPH[region.outputs[0].dtype]  # type: ignore[index]
+    q, k, v = shapes
+    if len({len(q), len(k), len(v)}) != 1 or 0 in (*q, *k, *v) or not q[0] == k[0] == v[0]:
+        return "empty, or sizes that do not fit each other"
+    flat = len(q) == 3
+    heads, kv_heads = (attrs.get("q_num_heads"), attrs.get("kv_num_heads")) if flat else (q[1], k[1])
+    at = 1 if flat else 2
+    if not heads or not kv_heads or heads % kv_heads or k[at] != v[at] or (not flat and k[1] != v[1]):
+        return "heads or keys do not fit each other"
+    dim, k_dim, v_dim = (n // h if flat else n for n, h in ((q[-1], heads), (k[-1], kv_heads), (v[-1], kv_heads)))
+    if dim != k_dim or (flat and (q[-1] % heads or k[-1] % kv_heads or v[-1] % kv_heads)):
+        return "queries and keys differ in width"
+    queries, keys = q[at], k[at]
+    covers = (1, 1, *mask) if len(mask) == 2 else mask
+    if mask and (
+        len(covers) != 4 or covers[2:] != (queries, keys) or covers[0] not in (1, q[0]) or covers[1] not in (1, heads)
+    ):
+        return f"a mask of {list(mask)}"
+    rows, vectors, _ = TILES[isa.name][0]
+    rows = min(rows, queries)
+    parts = max(1, min(-(-4 * max_threads() // (q[0] * heads)), queries // rows))
+    scale = attrs.get("scale")
+    kind = MASKS[_mask(region).dtype] if mask else None  # type: ignore[union-attr, index]
+    spec = AttentionSpec(
+        queries, keys, heads, kv_heads, dim, v_dim, 1 / math.sqrt(dim) if scale is None else float(scale), flat,
+        -(-queries // (parts * rows)) * rows, rows, vectors, element, kind, bool(mask) and covers[0] > 1,
+        bool(mask) and covers[1] > 1,
+    )  # fmt: skip
+    return spec if spec.stack_bytes(isa) <= MOST_BYTES else "more keys than a cache holds"
