@@ -39,7 +39,7 @@ FEWEST_ROWS = 8
 @dataclass(frozen=True)
 class StreamLinearConfig:
     """Tile of `outputs` (64 or 128); `splits`: parts of K. `depth` steps are in flight, `ahead` more are asked into the
-    second-level cache."""
+    second-level cache. `inside`: x is a single row, which the kernel normalizes and quantizes itself."""
 
     outputs: int = 64
     depth: int = 6
@@ -50,7 +50,7 @@ class StreamLinearConfig:
 
 @dataclass(frozen=True)
 class RowNorm:
-    """y = x * rsqrt(mean(x^2) + eps) * (weight + offset)"""
+    """y = x * rsqrt(mean(x^2) + eps) * (weight + offset), of a row [K]; weight is [K]."""
 
     weight: Tensor
     eps: float
