@@ -161,6 +161,7 @@ def test_what_the_tactic_takes_and_leaves() -> None:
         torch.randn(2, 20, 20),
     )
     assert "mask of [1, 20]" in str(NativeAttention().match(view(mask=(1, 20))))
+    assert "mask of []" in str(NativeAttention().match(view(mask=())))
     assert "causal" in str(NativeAttention().match(view(is_causal=1)))
     assert "empty" in str(NativeAttention().match(view(keys=0)))
     assert "more keys" in str(NativeAttention().match(view(keys=20000)))

@@ -48,16 +48,23 @@ def score_tile(q, q_tail, k, k_tail, scale, softcap, SOFTCAP: tl.constexpr, TAIL
 
 
 @triton.jit
-def absorb_tile(scores, values, seen, top, total, acc):
-    """One step of the online softmax: maximum, sum and weighted values after a tile of scores."""
+def weigh_tile(scores, seen, top, total):
+    """One step of the online softmax: weights of a tile of scores, the factor that sums so far fade by, and the new
+    maximum and sum."""
     scores = tl.where(seen[None, :], scores, -float("inf"))
     new = tl.maximum(top, tl.max(scores, 1))
     safe = tl.where(new == -float("inf"), 0.0, new)
     weight = tl.exp2(scores - safe[:, None])
     fade = tl.exp2(top - safe)
-    total = total * fade + tl.sum(weight, 1)
+    return weight, fade, new, total * fade + tl.sum(weight, 1)
+
+
+@triton.jit
+def absorb_tile(scores, values, seen, top, total, acc):
+    """Maximum, sum and weighted values after a tile of scores."""
+    weight, fade, top, total = weigh_tile(scores, seen, top, total)
     acc = tl.dot(weight.to(values.dtype), values, acc * fade[:, None], input_precision="ieee")
-    return new, total, acc
+    return top, total, acc
 
 
 @triton.jit

@@ -14,7 +14,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from venturi.kernels.attention import AttentionBatch, AttentionKind
-from venturi.kernels.triton_kernels.attention_parts import TileConfig, finish_heads, narrow, scaled_scores
+from venturi.kernels.triton_kernels.attention_parts import TileConfig, finish_heads, narrow, scaled_scores, weigh_tile
 from venturi.kernels.triton_kernels.launch import options
 
 _WIDEN = tl.constexpr("""{
@@ -118,12 +118,7 @@ def decode_fp8_kernel(
         scores = tl.dot(q2, k2, scores, input_precision="ieee")
         scores = tl.dot(q3, k3, scores, input_precision="ieee")
         scores = scaled_scores(scores, scale, softcap, SOFTCAP)
-        scores = tl.where(seen[None, :], scores, -float("inf"))
-        new = tl.maximum(top, tl.max(scores, 1))
-        safe = tl.where(new == -float("inf"), 0.0, new)
-        weight = tl.exp2(scores - safe[:, None])
-        fade = tl.exp2(top - safe)
-        total = total * fade + tl.sum(weight, 1)
+        weight, fade, top, total = weigh_tile(scores, seen, top, total)
         part = weight.to(tl.float16)
         v_off = block_offsets(table, at, end, SIZE * v_slot, SIZE, N) + ahead * v_slot
         v0, v1, v2, v3 = widen(tl.load(v_at + v_off[:, None], mask=seen[:, None], other=0), ASM)
@@ -131,7 +126,6 @@ def decode_fp8_kernel(
         a1 = tl.dot(part, v1, a1 * fade[:, None], input_precision="ieee")
         a2 = tl.dot(part, v2, a2 * fade[:, None], input_precision="ieee")
         a3 = tl.dot(part, v3, a3 * fade[:, None], input_precision="ieee")
-        top = new
     acc = tl.reshape(tl.join(tl.join(a0, a2), tl.join(a1, a3)), [M, DIM])
     finish_heads(acc, top, total, out, partial, sums, sinks, tickets + sequence * kv_heads + kv_head, split,
                  active, sequence * heads + head, head, row_in, DIM, SPLITS, SINKS, M, DIM)  # fmt: skip

@@ -87,7 +87,6 @@ class _Attention:
             q = self._head(self.q, batch, head, spec.queries, spec.heads, spec.dim)
             v = self._head(self.v, batch, kv_head, spec.keys, spec.kv_heads, spec.v_dim)
             out = self._head(self.out, batch, head, spec.queries, spec.heads, spec.v_dim)
-
             mask = self._mask(batch, head)
 
             def tile(i: Val) -> None:

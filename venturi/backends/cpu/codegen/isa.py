@@ -37,8 +37,8 @@ class Isa:
 
 AVX512 = Isa("avx512", 16, 32, "x86_64-unknown-linux-gnu", "skylake-avx512", "-prefer-256-bit")
 AVX2 = Isa("avx2", 8, 16, "x86_64-unknown-linux-gnu", "haswell", "")
-AMX = Isa("avx512", 16, 32, AVX512.triple, "sapphirerapids", "-prefer-256-bit", True, True)
-DOTS = Isa("avx512", 16, 32, AVX512.triple, "znver4", "-prefer-256-bit", True, False, True)
+AMX = Isa("avx512", 16, 32, AVX512.triple, "sapphirerapids", "-prefer-256-bit", rounds_bf16=True, tiles=True)
+DOTS = Isa("avx512", 16, 32, AVX512.triple, "znver4", "-prefer-256-bit", rounds_bf16=True, vnni=True)
 NEON = Isa("neon", 4, 32, "aarch64-unknown-linux-gnu", "neoverse-n1", "")
 
 

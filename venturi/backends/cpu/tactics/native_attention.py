@@ -46,10 +46,10 @@ class NativeAttention:
         if len({id(v) for v in operands}) != 3 or any(region.is_constant(v) for v in operands):
             return "queries, keys and values are not three inputs"
         sizes = [static_shape(v) for v in operands if v is not None]
-        covers = [] if mask is None else static_shape(mask)
-        if covers is None or any(s is None for s in sizes):
+        covers = None if mask is None else static_shape(mask)
+        if (mask is not None and covers is None) or any(s is None for s in sizes):
             return "code would depend on sizes that are only known at run time"
-        spec = _spec(isa, region, tuple(tuple(s or ()) for s in sizes), tuple(covers))
+        spec = _spec(isa, region, tuple(tuple(s or ()) for s in sizes), None if covers is None else tuple(covers))
         return spec if isinstance(spec, str) else [{}]
 
     def bind(self, region: RegionView, config: Config) -> Kernel:
@@ -59,8 +59,10 @@ class NativeAttention:
         where = [region.position(v) or 0 for v in region.node.inputs[:3]]
         mask_at = None if mask is None or constant is not None else region.position(mask) or 0
 
+        fixed = None if constant is None else tuple(constant.shape)
+
         def plan(shapes: Shapes) -> Routine | None:
-            covers = () if mask is None else shapes[mask_at] if mask_at is not None else tuple(constant.shape)  # type: ignore[union-attr]
+            covers = fixed if mask_at is None else shapes[mask_at]
             spec = _spec(isa, region, tuple(shapes[i] for i in where), covers)
             if isinstance(spec, str):
                 return None
@@ -79,7 +81,7 @@ def _mask(region: RegionView) -> ir.Value | None:
     return region.node.inputs[3] if len(region.node.inputs) > 3 else None
 
 
-def _spec(isa: Isa, region: RegionView, shapes: Shapes, mask: tuple[int, ...]) -> AttentionSpec | str:
+def _spec(isa: Isa, region: RegionView, shapes: Shapes, mask: tuple[int, ...] | None) -> AttentionSpec | str:
     """For these shapes of queries, keys and values, and of the mask, if there is one; a text says why there is none."""
     attrs, element = region.attrs(region.node), OF_GRAPH[region.outputs[0].dtype]  # type: ignore[index]
     q, k, v = shapes
@@ -94,8 +96,8 @@ def _spec(isa: Isa, region: RegionView, shapes: Shapes, mask: tuple[int, ...]) -
     if dim != k_dim or (flat and (q[-1] % heads or k[-1] % kv_heads or v[-1] % kv_heads)):
         return "queries and keys differ in width"
     queries, keys = q[at], k[at]
-    covers = (1, 1, *mask) if len(mask) == 2 else mask
-    if mask and (
+    covers = () if mask is None else (1, 1, *mask) if len(mask) == 2 else mask
+    if mask is not None and (
         len(covers) != 4 or covers[2:] != (queries, keys) or covers[0] not in (1, q[0]) or covers[1] not in (1, heads)
     ):
         return f"a mask of {list(mask)}"
@@ -103,10 +105,10 @@ def _spec(isa: Isa, region: RegionView, shapes: Shapes, mask: tuple[int, ...]) -
     rows = min(rows, queries)
     parts = max(1, min(-(-4 * max_threads() // (q[0] * heads)), queries // rows))
     scale = attrs.get("scale")
-    kind = MASKS[_mask(region).dtype] if mask else None  # type: ignore[union-attr, index]
+    kind = MASKS[_mask(region).dtype] if covers else None  # type: ignore[union-attr, index]
     spec = AttentionSpec(
         queries, keys, heads, kv_heads, dim, v_dim, 1 / math.sqrt(dim) if scale is None else float(scale), flat,
-        -(-queries // (parts * rows)) * rows, rows, vectors, element, kind, bool(mask) and covers[0] > 1,
-        bool(mask) and covers[1] > 1,
+        -(-queries // (parts * rows)) * rows, rows, vectors, element, kind, bool(covers) and covers[0] > 1,
+        bool(covers) and covers[1] > 1,
     )  # fmt: skip
     return spec if spec.stack_bytes(isa) <= MOST_BYTES else "more keys than a cache holds"
