@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -132,6 +133,10 @@ class RegionView:
         """The value of the graph behind a formal input."""
         return self._outer.get(value)
 
+    def is_input(self, value: ir.Value) -> bool:
+        """Whether the body reads `value` from outside."""
+        return any(value is f for f in self.formal)
+
     def constant(self, value: ir.Value | None) -> Any:
         """The stored weight behind an input, or None when it is computed."""
         if value is None:
@@ -198,6 +203,7 @@ class Backend:
     `plain()`: by the operators' definitions, however slow. Libraries of half precision may let a NaN reach more results
     than it should; a candidate that agrees with the definition is right all the same.
     `fuses_quantized`: there are kernels for contractions between dequantized inputs and a quantized output.
+    `signed_bytes`: and only for signed integers. `rounds_between`: which may round to bytes within too.
     `flat_attention`: kernels of attention take [batch, tokens, heads * dim] as well as [batch, heads, tokens, dim].
     """
 
@@ -206,6 +212,8 @@ class Backend:
     exact: Callable[[], AbstractContextManager[object]] = nullcontext
     plain: Callable[[], AbstractContextManager[object]] | None = None
     fuses_quantized: bool = False
+    signed_bytes: bool = False
+    rounds_between: bool = False
     flat_attention: bool = False
     _by_name: dict[str, Tactic] = field(default_factory=dict)
 
@@ -240,6 +248,17 @@ def region_ulps(region: RegionView) -> float:
     return total
 
 
+def region_slack(region: RegionView) -> float:
+    """What roundings to bytes within the Region may add to its result: each may fall to the other side of a tie.
+
+    In steps of a quantized result, else absolute. What follows such a rounding does not enlarge differences.
+    """
+    steps = {n.outputs[0]: region.constant(n.inputs[1]) for n in region.nodes if n.op_type == "QuantizeLinear"}
+    scales = {v: float(s.max()) for v, s in steps.items() if s is not None and s.numel()}
+    within = sum(s for v, s in scales.items() if not any(v is o for o in region.outputs))
+    return within / max((s for v, s in scales.items() if any(v is o for o in region.outputs)), default=1.0)
+
+
 _HALF_ULPS = {
     kind: torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
     for kind, dtype in ((DT.FLOAT16, torch.float16), (DT.BFLOAT16, torch.bfloat16))
@@ -255,8 +274,8 @@ def tolerance(ulps: float, dtype: torch.dtype) -> float:
     return 0.0
 
 
-def disagreement(got: Any, want: Any, ulps: float, *, may_hide: bool = False) -> str | None:
-    """Why `got` is not an acceptable value for `want`, or None.
+def disagreement(got: Any, want: Any, ulps: float, *, may_hide: bool = False, slack: float = 0.0) -> str | None:
+    """Why `got` is not an acceptable value for `want`, or None. `slack` comes on top: see region_slack.
 
     Where one is NaN or infinite the other must not be finite. Which of the two it is may differ: torch's own GELU
     answers +inf with inf or NaN depending on the memory layout. With `may_hide`, `got` may be finite where `want` is
@@ -268,7 +287,7 @@ def disagreement(got: Any, want: Any, ulps: float, *, may_hide: bool = False) ->
         if isinstance(w, torch.Tensor):
             if not isinstance(g, torch.Tensor) or g.shape != w.shape or g.dtype != w.dtype:
                 return f"got {_describe(g)}, expected {_describe(w)}"
-            reason = _tensor_disagreement(g, w, ulps, may_hide)
+            reason = _tensor_disagreement(g, w, ulps, may_hide, slack)
             if reason:
                 return reason
     return None
@@ -291,7 +310,7 @@ def masks_operands(region: RegionView) -> bool:
     return bool(attrs.get("is_causal")) or windows or (len(node.inputs) > 3 and node.inputs[3] is not None)
 
 
-def _tensor_disagreement(got: T, want: T, ulps: float, may_hide: bool) -> str | None:
+def _tensor_disagreement(got: T, want: T, ulps: float, may_hide: bool, slack: float) -> str | None:
     if want.numel() == 0:
         return None
     if want.dtype.itemsize == 1 and want.dtype.is_floating_point:
@@ -302,7 +321,7 @@ def _tensor_disagreement(got: T, want: T, ulps: float, may_hide: bool) -> str | 
             if want.dtype not in (torch.uint16, torch.uint32, torch.uint64)
             else int(np.sum(got.numpy() != want.numpy()))
         )
-        limit = 1 if ulps >= 1 and want.dtype != torch.bool else 0
+        limit = 1 + math.ceil(slack) if ulps >= 1 and want.dtype != torch.bool else 0
         if different and limit and not want.dtype.is_complex:
             different = int(((got.to(torch.int64) - want.to(torch.int64)).abs() > limit).sum())
         return f"{different} of {want.numel()} integers differ" if different else None
@@ -313,7 +332,7 @@ def _tensor_disagreement(got: T, want: T, ulps: float, may_hide: bool) -> str | 
     w, g = want.to(wide), got.to(wide)
     if not bool(finite.all()):
         w, g = (x.masked_fill(~finite, 0) for x in (w, g))
-    bound = tolerance(ulps, want.dtype) * float(w.abs().max()) + torch.finfo(want.dtype).tiny
+    bound = tolerance(ulps, want.dtype) * float(w.abs().max()) + torch.finfo(want.dtype).tiny + slack
     error = float((g - w).abs().max())
     return f"max error {error:.3g} exceeds {bound:.3g} ({ulps:g} ulps)" if not error <= bound else None
 

@@ -47,8 +47,9 @@ class Built:
 def pass_context(config: BuildConfig, backend: Backend) -> PassContext:
     """What the passes must know of the configuration and of the device."""
     return PassContext(
-        precision=config.precision, fuses_quantized=backend.fuses_quantized, flat_attention=backend.flat_attention
-    )
+        precision=config.precision, fuses_quantized=backend.fuses_quantized, signed_bytes=backend.signed_bytes,
+        rounds_between=backend.rounds_between, flat_attention=backend.flat_attention,
+    )  # fmt: skip
 
 
 def compile_model(model: ir.Model, config: BuildConfig, progress: ProgressCallback | None = None) -> Built:

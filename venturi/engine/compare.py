@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from venturi.backends.base import RegionView, disagreement, region_ulps
+from venturi.backends.base import RegionView, disagreement, region_slack, region_ulps
 from venturi.backends.cpu.tactics.reference import Reference
 from venturi.runtime.executable import reads_of
 
@@ -97,7 +97,7 @@ def first_divergence(engine: Any, inputs: Mapping[str, Any]) -> Divergence | Non
             values = [env[v] for v in reads_of(node, built.weights)]
             want = Reference().bind(region, {}).run(*values)
             got = call.kernel.run(*values)
-            reason = disagreement(got, want, region_ulps(region))
+            reason = disagreement(got, want, region_ulps(region), slack=region_slack(region))
             if reason is not None:
                 return Divergence(call.step.name, call.step.tactic, call.step.sources, reason)
             env.update(zip(node.outputs, want if isinstance(want, tuple) else (want,)))

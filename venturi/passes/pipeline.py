@@ -78,6 +78,7 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("fold-constants-3", constants.run),
     Pass("fuse-horizontal", horizontal.run, nested=False),
     Pass("remove-dead-2", clean.remove_dead),
+    Pass("sign-bytes", quantized.make_signed, nested=False),
     Pass("sink-dequantize", quantized.sink, nested=False),
     Pass("fuse-quantized", quantized.fuse, nested=False),
     Pass("fuse-epilogues", epilogue.run, nested=False),

@@ -3,16 +3,19 @@
 DequantizeLinear -> MaxPool, Reshape, Transpose or Flatten becomes the operator on integers, dequantized afterwards:
 they keep the order of numbers and make none. A QuantizeLinear that undoes the DequantizeLinear in front of it goes.
 A convolution or product of dequantized operands becomes a Region from its DequantizeLinear nodes to the QuantizeLinear
-behind it, bias, residual and activation in between; other readers of a dequantized value keep their own.
+behind it, bias, residual and activation in between; other readers of a dequantized value keep their own. Devices that
+can round in between also take what follows a QuantizeLinear, up to another one.
 
-Only for devices whose kernels take integers in and give them out.
+Only for devices whose kernels take integers in and give them out. Where those must be signed, what a QuantizeLinear
+makes for DequantizeLinear nodes alone becomes int8, its zero 128 lower.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
-from venturi.ir.build import const_array, copy_type, fresh_name
+from venturi.ir.build import const_array, constant, copy_type, fresh_name
 from venturi.ir.dtypes import DT
 from venturi.ir.quantization import per_tensor
 from venturi.ir.region import form_region
@@ -20,7 +23,30 @@ from venturi.passes.epilogue import chain_of
 from venturi.passes.rewriting import PassContext, drop_dead, producer, replace_value, single_use, sources, substitute
 
 _MOVING = frozenset({"MaxPool", "Reshape", "Transpose", "Flatten"})
+_SIGN = 128
 _CONTRACTIONS = {"Conv": "conv", "MatMul": "gemm", "Gemm": "gemm"}
+
+
+def make_signed(graph: ir.Graph, ctx: PassContext) -> None:
+    for node in list(graph):
+        small = node.outputs[0] if node.op_type == "QuantizeLinear" and not node.domain else None
+        if not ctx.signed_bytes or small is None or small.dtype != DT.UINT8 or not per_tensor(node):
+            continue
+        readers = [u for u, _ in small.uses()]
+        same = all(u.op_type == "DequantizeLinear" and per_tensor(u) and _same_numbers(u, node) for u in readers)
+        if small.is_graph_output() or not same:
+            continue
+        if not ctx.take():
+            return
+        zero = const_array(node.inputs[2]) if len(node.inputs) > 2 else np.uint8(0)
+        assert zero is not None
+        signed = constant(graph, np.array(int(zero.item()) - _SIGN, np.int8), "zero")
+        for user in (node, *readers):
+            if len(user.inputs) < 3:
+                user.resize_inputs(3)
+            user.replace_input_with(2, signed)
+        node.attributes.pop("output_dtype", None)
+        small.type = ir.TensorType(DT.INT8)
 
 
 def sink(graph: ir.Graph, ctx: PassContext) -> None:
@@ -64,10 +90,30 @@ def fuse(graph: ir.Graph, ctx: PassContext) -> None:
         if not ctx.take():
             return
         chain = chain_of(node, kind)
-        last = single_use(chain[-1].outputs[0])
-        if last is not None and last.op_type == "QuantizeLinear" and not last.domain and per_tensor(last):
-            chain.append(last)
+        end = _quantizer(chain)
+        while end is not None:
+            rest = _rest(end, kind) if ctx.rounds_between else []
+            chain.append(end)
+            if len(rest) < 2 or sum(n.op_type == "Add" for n in (*chain, *rest)) > 1:
+                break
+            chain += rest
+            end = _quantizer(rest)
         form_region("quantized", [*_own_dequantized(graph, chain), *chain])
+
+
+def _quantizer(chain: list[ir.Node]) -> ir.Node | None:
+    last = single_use(chain[-1].outputs[0])
+    return (
+        last if last is not None and last.op_type == "QuantizeLinear" and not last.domain and per_tensor(last) else None
+    )
+
+
+def _rest(end: ir.Node, kind: str) -> list[ir.Node]:
+    """The DequantizeLinear behind a QuantizeLinear, and what follows it in one kernel."""
+    back = single_use(end.outputs[0])
+    if back is None or back.op_type != "DequantizeLinear" or not per_tensor(back) or not _same_numbers(back, end):
+        return []
+    return chain_of(back, kind)
 
 
 def _quantized(node: ir.Node) -> bool:
@@ -84,7 +130,7 @@ def _own_dequantized(graph: ir.Graph, chain: list[ir.Node]) -> list[ir.Node]:
     for node in chain:
         for i, value in enumerate(node.inputs):
             back = producer(value, "DequantizeLinear")
-            if back is None or value is None:
+            if back is None or value is None or back in chain:
                 continue
             copy = ir.Node("", "DequantizeLinear", list(back.inputs), list(back.attributes.values()))
             copy.metadata_props["source"] = sources(back)

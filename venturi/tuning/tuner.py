@@ -19,6 +19,7 @@ from venturi.backends.base import (
     Tactic,
     disagreement,
     masks_operands,
+    region_slack,
     region_ulps,
 )
 from venturi.core.errors import TuningError, VenturiError
@@ -166,7 +167,7 @@ class Tuner:
         with self.backend.exact():
             want = reference_kernel.run(*args)
             want_poisoned = reference_kernel.run(*poisoned)
-        ulps, hides = region_ulps(region), masks_operands(region)
+        ulps, slack, hides = region_ulps(region), region_slack(region), masks_operands(region)
 
         @functools.cache
         def defined() -> Any:
@@ -175,13 +176,13 @@ class Tuner:
                 return reference_kernel.run(*poisoned)
 
         def wrong(kernel: Kernel) -> str | None:
-            reason = disagreement(kernel.run(*args), want, ulps)
+            reason = disagreement(kernel.run(*args), want, ulps, slack=slack)
             if reason:
                 return reason
             got = kernel.run(*poisoned)
-            reason = disagreement(got, want_poisoned, ulps, may_hide=hides)
+            reason = disagreement(got, want_poisoned, ulps, may_hide=hides, slack=slack)
             if reason and self.backend.plain is not None:
-                reason = disagreement(got, defined(), ulps, may_hide=hides)
+                reason = disagreement(got, defined(), ulps, may_hide=hides, slack=slack)
             return reason
 
         measured: list[tuple[Measurement, Kernel]] = []

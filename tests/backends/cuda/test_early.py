@@ -13,11 +13,17 @@ from tests.passes.harness import optimize
 from venturi.backends.base import RegionView
 from venturi.backends.cuda.codegen.compile import MAX_SHARED
 from venturi.backends.cuda.codegen.conv import ConvGeometry
-from venturi.backends.cuda.codegen.early import ACCESS, STEP, EarlyConfig, conv_reader
+from venturi.backends.cuda.codegen.early import ACCESS, EarlyConfig
+from venturi.backends.cuda.codegen.element import Element
+from venturi.backends.cuda.codegen.reader import Box, conv_reader
 from venturi.backends.cuda.device import OfflineDevice
-from venturi.backends.cuda.tactics.early import EARLY, EarlyConv
+from venturi.backends.cuda.tactics.early import EARLY, EarlyConv, step_bytes
 from venturi.backends.cuda.tactics.gemm import Gemm
 from venturi.engine.builder import stored_weights
+from venturi.ir.dtypes import DT
+
+STEP = 64
+HALF = Element(DT.FLOAT16)
 
 
 def weight(*shape):
@@ -63,19 +69,19 @@ def test_boxes_and_addresses_make_a_convolution(size, g, box):
     x = rng.standard_normal((images, height, width, g.channels)).astype(np.float32)
     w = rng.standard_normal((g.outputs, g.kernel[0] * g.kernel[1] * g.channels)).astype(np.float32)
     view = x if g.strides == (1, 1) else x.reshape(images, height // 2, 2, width // 2, 2 * g.channels)
-    c = EarlyConfig(box[0] * box[1] * box[2], 8, 1, 4, 1, box[1], box[2], box[0])
-    reader = conv_reader(g, c)
+    rows = box[0] * box[1] * box[2]
+    reader = conv_reader(g, Box(*box), STEP)
     p, q = g.output_size(height, width)
     out = np.full((images * p * q, g.outputs), np.nan, np.float32)
     names = {"tl": _Triton, "images": images, "P": p, "Q": q, "N": g.outputs, "n": np.arange(g.outputs)}
-    for pm in range(eval(reader.rows, names)):
-        run = names | {"pm": pm, "m": np.arange(c.bm)}
+    for pm in range(eval(reader.tiles, names)):
+        run = names | {"pm": pm, "m": np.arange(rows)}
         exec("\n".join(reader.locate), run)
-        sums = np.zeros((c.bm, g.outputs), np.float32)
+        sums = np.zeros((rows, g.outputs), np.float32)
         for k in range(eval(reader.steps, names)):
             run["k"] = k
             exec("\n".join(reader.step_lines), run)
-            tile = box_of(view, eval(reader.coordinates, run), reader.block).reshape(c.bm, STEP)
+            tile = box_of(view, eval(reader.coordinates, run), reader.block).reshape(rows, STEP)
             sums += tile @ w[:, k * STEP : (k + 1) * STEP].T
         exec("\n".join(reader.address).replace(".to(tl.int64)", ""), run)
         assert np.isnan(out.reshape(-1)[run["at"][run["mask"]]]).all(), "an element is written twice"
@@ -119,7 +125,7 @@ def test_candidates_of_convolutions_fit_the_machine(size, c, k):
     assert found
     for config in (EarlyConfig(**f) for f in found):
         assert config.images * config.height * config.width == config.bm
-        assert config.height <= 256
+        assert max(config.height, config.images) <= 256, "the longest side of a box"
         check_limits(config, 9 * c // STEP)
 
 
@@ -128,7 +134,7 @@ def check_limits(c, steps):
     assert -(-steps // share) == c.split, "a program without steps"
     assert 1 <= c.depth <= share
     assert c.depth >= min(2, share), "a ring of one slot waits for itself"
-    assert max(c.depth * c.step_bytes + 1024, c.peer_bytes) <= MAX_SHARED
+    assert max(c.depth * step_bytes(c, HALF) + 1024, c.peer_bytes) <= MAX_SHARED
     assert c.rows * c.split == c.bm
     assert c.rows * c.bn >= 32 * c.warps * ACCESS[c.split > 1], "threads without elements of their own"
     assert c.split <= 8, "the largest portable cluster"

@@ -10,15 +10,20 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 
 import venturi as vt
 from tests.backends.cuda.test_early import box_of, matched, product, weight
 from venturi.backends.cuda.codegen.compile import MAX_SHARED
 from venturi.backends.cuda.codegen.gemm import GemmConfig
-from venturi.backends.cuda.codegen.pingpong import pingpong_source
+from venturi.backends.cuda.codegen.pingpong import PingpongTile, conv_source, product_source
+from venturi.backends.cuda.codegen.reader import Box, conv_reader
 from venturi.backends.cuda.device import OfflineDevice
+from venturi.backends.cuda.tactics.conv import read_convolution
+from venturi.backends.cuda.tactics.early import pixels_of
 from venturi.backends.cuda.tactics.gemm import Gemm, read_linear
-from venturi.backends.cuda.tactics.pingpong import PINGPONG
+from venturi.backends.cuda.tactics.pingpong import PINGPONG, PingpongConv
 
 PATIENCE = 10.0
 
@@ -75,6 +80,9 @@ class Ring:
 class Slot:
     def __init__(self, data):
         self.data = data
+
+    def _reinterpret(self, dtype, shape, layout):
+        return Slot(self.data.reshape(shape))
 
     def permute(self, order):
         return Slot(self.data.transpose(order))
@@ -151,8 +159,8 @@ def specialize(parts, warps, registers):
         raise faults[0]
 
 
-def execute(text, programs, args):
-    """Run `gemm_pingpong` of the text for every program."""
+def execute(name, text, programs, args):
+    """Run the kernel of the text for every program."""
     body = re.sub(r"\.to\([\w.]+\)", "", text[text.index("@gluon.jit") :])
     world = threading.Condition()
 
@@ -164,10 +172,10 @@ def execute(text, programs, args):
             allocate_shared_memory=allocate, int64=None, float32=None, static_range=range, constexpr=None,
             warp_specialize=specialize, zeros=lambda shape, *_: np.zeros(shape, np.float32),
             arange=lambda start, stop, _: np.arange(start, stop), convert_layout=lambda x, _: x,
-            NVMMADistributedLayout=layout, BlockedLayout=layout, SliceLayout=layout,
+            NVMMADistributedLayout=layout, BlockedLayout=layout, SliceLayout=layout, NVMMASharedLayout=layout,
         )  # fmt: skip
         tl = SimpleNamespace(
-            constexpr=None, cdiv=lambda a, b: -(-a // b), minimum=min, load=load, store=store,
+            constexpr=None, float32=None, cdiv=lambda a, b: -(-a // b), minimum=min, load=load, store=store,
             maximum=lambda a, b, propagate_nan: np.maximum(a, b), PropagateNan=SimpleNamespace(ALL=None),
             program_id=lambda _, i=program: i, num_programs=lambda _: programs,
         )  # fmt: skip
@@ -182,38 +190,42 @@ def execute(text, programs, args):
             ),
         }  # fmt: skip
         exec(body, names)
-        names["gemm_pingpong"](*args)
+        names[name](*args)
 
 
 class Barriers(list):
     index = list.__getitem__
 
 
-def layout(*_):
+def layout(*_, **__):
     return None
 
 
-def run(rows, n, k, config, programs, change=lambda text: text):
+def run(rows, n, k, size, programs, change=lambda text: text):
     """(what the text computes, what it should)."""
     net = vt.Network()
     x = net.input("x", (rows, k))
     net.output("y", net.relu(net.input("z", (rows, n)) + (x @ weight(k, n) + weight(n))))
     region, _ = matched(net, Gemm(OfflineDevice(90), PINGPONG))
     p = read_linear(region).product
-    text = change(pingpong_source(region, p.tile, p.dtype, config, n, 90).text)
+    text = change(product_source(region, p.tile, p.element, size, n, k, 90).text)
     rng = np.random.default_rng(1)
     a, b = rng.standard_normal((rows, k), np.float32), rng.standard_normal((n, k), np.float32)
     bias, other = rng.standard_normal(n, np.float32), rng.standard_normal((rows, n), np.float32)
     out = np.full((rows, n), np.nan, np.float32)
     extra = [Memory(other if name.startswith("tile") else bias) for name in p.tile.arguments]
-    args = [View(a, (config.bm, 64)), View(b, (config.bn, 64)), Memory(out), *extra, rows, n, k, config.bm, config.bn]
+    views = View(a, (size.rows, 64)), View(b, (size.columns, 64))
+    simulate("gemm_pingpong", text, programs, [*views, Memory(out), *extra, rows, n, k, size.rows, size.columns])
+    return out, np.maximum(a @ b.T + bias + other, 0)
+
+
+def simulate(name, text, programs, args):
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     try:
-        execute(text, programs, args)
+        execute(name, text, programs, args)
     finally:
         sys.setswitchinterval(interval)
-    return out, np.maximum(a @ b.T + bias + other, 0)
 
 
 @pytest.mark.parametrize(
@@ -222,8 +234,49 @@ def run(rows, n, k, config, programs, change=lambda text: text):
 )
 @pytest.mark.parametrize("stages", [2, 3, 4])
 def test_the_text_computes_the_product(rows, n, k, programs, stages):
-    got, want = run(rows, n, k, GemmConfig(64, 64, 64, stages, 4), programs)
+    got, want = run(rows, n, k, PingpongTile(64, 64, stages), programs)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "shape, k, box, attrs",
+    [
+        ((3, 64, 9, 7), 40, Box(2, 8, 4), dict(pads=[1, 1, 1, 1])),
+        ((2, 128, 6, 10), 72, Box(1, 8, 8), dict(pads=[1, 0, 1, 2], strides=[2, 2])),
+    ],
+    ids=["stride 1", "stride 2"],
+)
+def test_the_text_computes_the_convolution(shape, k, box, attrs):
+    net = vt.Network()
+    w = weight(k, shape[1], 3, 3)
+    net.output("y", net.relu(net.conv(net.input("x", shape), w, weight(k), **attrs)))
+    region, _ = matched(net, PingpongConv(OfflineDevice(90)))
+    conv, size = read_convolution(region), PingpongTile(64, 32, 3)
+    g = conv.geometry
+    text = conv_source(region, conv.tile, conv.element, size, g, box, 64, 90).text
+    x = np.random.default_rng(2).standard_normal(shape, np.float32)
+    pixels = torch.from_numpy(x).contiguous(memory_format=torch.channels_last)
+    image, reader = pixels_of(pixels, g).numpy(), conv_reader(g, box, 64)
+    p, q = g.output_size(*shape[2:])
+    out = np.full((shape[0], p, q, k), np.nan, np.float32)
+    flat = w.transpose(0, 2, 3, 1).reshape(k, -1)
+    args = [View(image, reader.block), View(flat, (32, 64)), Memory(out), Memory(weight(k)), shape[0], p, q, k, 64, 32]
+    simulate("conv_pingpong", text, 3, args)
+    pad = F.pad(torch.from_numpy(x), [g.pads[1], g.pads[3], g.pads[0], g.pads[2]])
+    want = F.conv2d(pad, torch.from_numpy(w), torch.from_numpy(weight(k)), stride=g.strides).relu()
+    np.testing.assert_allclose(out, want.permute(0, 2, 3, 1).numpy(), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("shape, k", [((128, 64, 56, 56), 64), ((64, 512, 14, 14), 512), ((100, 128, 28, 28), 128)])
+def test_candidates_of_convolutions_fit_the_machine(shape, k):
+    net = vt.Network()
+    net.output("y", net.conv(net.input("x", shape), weight(k, shape[1], 3, 3), pads=[1] * 4))
+    region, found = matched(net, PingpongConv(OfflineDevice(90)))
+    assert not isinstance(found, str)
+    for c in found:
+        assert np.prod(c["box"]) == c["rows"]
+        assert max(c["box"]) <= 256, "the longest side of a box"
+        assert (c["rows"] + c["columns"]) * 128 * c["stages"] + c["rows"] * c["columns"] + 1024 <= MAX_SHARED
 
 
 def test_without_turns_a_barrier_faults():
@@ -233,7 +286,7 @@ def test_without_turns_a_barrier_faults():
         return text.replace("mbarrier.wait(turns.index(TURN), lap & 1)", "pass")
 
     try:
-        got, want = run(512, 256, 576, GemmConfig(64, 64, 64, 4, 4), 3, race)
+        got, want = run(512, 256, 576, PingpongTile(64, 64, 4), 3, race)
     except Fault:
         return
     assert not np.allclose(got, want, rtol=1e-4, atol=1e-3)
@@ -254,6 +307,5 @@ def test_what_it_leaves_to_others():
         return Gemm(OfflineDevice(arch), PINGPONG).match(product(rows, n, k)[0])
 
     assert declined(128, 768, 768) == "not more tiles than multiprocessors"
-    assert declined(1 << 20, 64, 64) == "64 columns"
     assert declined(8192, 132, 768) == "N=132 and K=768 must be multiples of 8"
     assert declined(8192, 768, 768, 100) == "written for Hopper's warpgroup products"

@@ -19,7 +19,7 @@ from venturi.backends.cuda.tactics.cudnn import CudnnConv
 from venturi.backends.cuda.tactics.cudnn_attention import CudnnAttention
 from venturi.backends.cuda.tactics.early import EARLY, EarlyConv
 from venturi.backends.cuda.tactics.gemm import Gemm
-from venturi.backends.cuda.tactics.pingpong import PINGPONG
+from venturi.backends.cuda.tactics.pingpong import PINGPONG, PingpongConv
 from venturi.backends.cuda.tactics.pool import ImageMean, WindowPool
 from venturi.backends.cuda.tactics.products import POINTERS, TMA, TMA_SPLIT, VECTOR
 from venturi.backends.cuda.tactics.reference import DeviceReference
@@ -46,6 +46,7 @@ def cuda_backend(device: KernelDevice, place: torch.device) -> Backend:
         PixelProduct(device, EARLY),
         EarlyConv(device),
         PixelProduct(device, PINGPONG),
+        PingpongConv(device),
         PixelProduct(device, TMA),
         PixelProduct(device, TMA_SPLIT),
         StemConv(device),
@@ -69,4 +70,11 @@ def cuda_backend(device: KernelDevice, place: torch.device) -> Backend:
         TritonPointwise(device),
         TritonRows(device),
     )
-    return Backend("cuda", (*(OnDevice(t, place) for t in tactics), reference), exact)
+    return Backend(
+        "cuda",
+        (*(OnDevice(t, place) for t in tactics), reference),
+        exact,
+        fuses_quantized=True,
+        signed_bytes=True,
+        rounds_between=True,
+    )

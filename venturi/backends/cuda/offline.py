@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -32,7 +33,8 @@ def parse_arch(target: str) -> int:
 def offline_backend(arch: int, store: KernelStore) -> Backend:
     """The tactics of `arch` that need no device to say what they can do."""
     whole = cuda_backend(OfflineDevice(arch, NUM_SMS[arch]), torch.device("cpu"))
-    return Backend("cuda", tuple(_Compiled(t, store) for t in whole.tactics if t.name not in _ASK_THE_DEVICE))
+    tactics = tuple(_Compiled(t, store) for t in whole.tactics if t.name not in _ASK_THE_DEVICE)
+    return replace(whole, tactics=tactics)
 
 
 class _Compiled:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from venturi.backends.base import RegionView
+from venturi.backends.cuda.codegen.element import Element
 from venturi.backends.cuda.codegen.expressions import rounded
 from venturi.backends.cuda.codegen.gemm import GROUPED_TILE, GemmConfig, finish_lines
 from venturi.backends.cuda.codegen.module import constexprs, module, pointer_type
@@ -38,11 +39,12 @@ class ConvGeometry:
 
 
 def implicit_source(
-    region: RegionView, tile: TileBody, g: ConvGeometry, dtype: DT, c: GemmConfig, arch: int
+    region: RegionView, tile: TileBody, g: ConvGeometry, element: Element, c: GemmConfig, arch: int, fill: int = 0
 ) -> KernelSource:
     """Rows are output pixels, columns output channels; weights are [outputs, taps * channels].
 
     When BK divides the channels a step stays within one tap; otherwise taps and channels form one flat K.
+    Pixels outside the image are `fill`.
     """
     flat = g.channels % c.bk != 0
     taps = g.kernel[0] * g.kernel[1]
@@ -55,7 +57,7 @@ def implicit_source(
             f"    h = h0[:, None] + ((tap // {g.kernel[1]}) * {g.dilations[0]})[None, :]",
             f"    v = v0[:, None] + ((tap % {g.kernel[1]}) * {g.dilations[1]})[None, :]",
             f"    ok = (h >= 0) & (h < H) & (v >= 0) & (v < W) & (m < M)[:, None] & (kk < {depth})[None, :]",
-            f"    x = tl.load(image[:, None] + (h * W + v) * {g.channels} + channel[None, :], mask=ok, other=0.0)",
+            f"    x = tl.load(image[:, None] + (h * W + v) * {g.channels} + channel[None, :], mask=ok, other={fill})",
             f"    w = tl.load(row_b + kk[:, None], mask=(n < N)[None, :] & (kk < {depth})[:, None], other=0.0)",
         ]
     else:
@@ -67,7 +69,7 @@ def implicit_source(
             f"    v = v0 + (tap % {g.kernel[1]}) * {g.dilations[1]}",
             "    ok = (h >= 0) & (h < H) & (v >= 0) & (v < W) & (m < M)",
             f"    pixel = image + (h * W + v) * {g.channels}",
-            "    x = tl.load(pixel[:, None] + channel[None, :], mask=ok[:, None], other=0.0)",
+            f"    x = tl.load(pixel[:, None] + channel[None, :], mask=ok[:, None], other={fill})",
             f"    w = tl.load(row_b + (tap * {g.channels} + channel)[:, None], mask=(n < N)[None, :], other=0.0)",
         ]
     total = -(-depth // c.bk)
@@ -85,22 +87,22 @@ def implicit_source(
         f"row_b = b + n[None, :] * {depth}",
         f"steps = tl.cdiv({total}, SPLIT)",
         "begin = tl.program_id(1) * steps",
-        "acc = tl.zeros((BM, BN), tl.float32)",
+        f"acc = tl.zeros((BM, BN), {element.sums})",
         f"for k in range(begin, tl.minimum(begin + steps, {total})):",
         *locate,
-        "    acc = tl.dot(x, w, acc)",
+        f"    acc = tl.dot(x, w, acc, out_dtype={element.sums})",
         "mask = (m < M)[:, None] & (n < N)[None, :]",
         "at = m.to(tl.int64)[:, None] * N + n[None, :]",
-        *finish_lines(tile, "n", "n < N", "M * N"),
+        *finish_lines(tile, element, "n", "n < N", "M * N"),
     ]
     sizes = ["images", "H", "W", "P", "Q", "N"]
     arguments = ["a", "b", "c", *tile.arguments, "work", "locks", *sizes]
     text = module(region, "conv", [*arguments, *constexprs("BM", "BN", "BK", "SPLIT")], lines, arch)
     out_type = tile.output.dtype
     signature = [
-        ("a", pointer_type(dtype)), ("b", pointer_type(dtype)), ("c", pointer_type(out_type)),
+        ("a", pointer_type(element.dtype)), ("b", pointer_type(element.dtype)), ("c", pointer_type(out_type)),
         *zip(tile.arguments, (pointer_type(v.dtype) for v in tile.values)),
-        ("work", "*fp32"), ("locks", "*i32"), *((s, "i32") for s in sizes),
+        ("work", element.partial), ("locks", "*i32"), *((s, "i32") for s in sizes),
         ("BM", "constexpr"), ("BN", "constexpr"), ("BK", "constexpr"), ("SPLIT", "constexpr"),
     ]  # fmt: skip
     divisible = ["a", "b", "c", *tile.arguments, "work", "locks", *(["N"] if g.outputs % 16 == 0 else [])]

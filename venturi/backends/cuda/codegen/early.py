@@ -3,8 +3,7 @@
 A kernel of a small batch lasts as long as its memory latencies. Here the operands of all K steps (or of as many as fit)
 are in flight at once, in a ring in shared memory: the weights, which nobody writes, from the first instruction on, the
 activations as soon as programmatic dependent launch says that they are there. One warpgroup of four warps multiplies 64
-rows. For convolutions a step is 64 channels of one tap; a tile of pixels is a box of the image, moved by the tap, and
-what lies outside the image arrives as zeros.
+rows. See codegen/reader.py for what a step of a convolution is.
 
 When tiles are few, the programs of a cluster share a tile's K: each leaves its sums in its own shared memory (in the
 ring, which is over by then), and each adds up a part of the rows from all of them, in a fixed order.
@@ -16,14 +15,14 @@ from dataclasses import dataclass
 
 from venturi.backends.base import RegionView
 from venturi.backends.cuda.codegen.conv import ConvGeometry
+from venturi.backends.cuda.codegen.element import Element
 from venturi.backends.cuda.codegen.expressions import TRITON_TYPES, rounded
 from venturi.backends.cuda.codegen.gemm import GROUPED_TILE
 from venturi.backends.cuda.codegen.module import HEADER, OVERLAP_HEADER, PRELUDE, described, indent, pointer_type
+from venturi.backends.cuda.codegen.reader import Box, Reader, conv_reader, product_reader
 from venturi.backends.cuda.codegen.tile import TileBody
 from venturi.backends.cuda.kernel import KernelSource
-from venturi.ir.dtypes import DT
 
-STEP = 64
 # Elements a thread handles side by side in an epilogue, without and with a split.
 ACCESS = (8, 4)
 GLUON_HEADER = (
@@ -65,8 +64,8 @@ _EARLY_RESIDUALS = 64
 
 @dataclass(frozen=True)
 class EarlyConfig:
-    """A tile of `bm` rows (for convolutions `height` x `width` pixels of `images`) and `bn` columns; `depth` steps in
-    flight; `split` programs, a cluster, share K."""
+    """A tile of `bm` rows (for convolutions `height` x `width` pixels of `images`) and `bn` columns; `depth` steps of
+    `step` elements in flight; `split` programs, a cluster, share K."""
 
     bm: int
     bn: int
@@ -76,6 +75,11 @@ class EarlyConfig:
     height: int = 0
     width: int = 0
     images: int = 0
+    step: int = 64
+
+    @property
+    def box(self) -> Box:
+        return Box(self.images, self.height, self.width)
 
     @property
     def rows(self) -> int:
@@ -86,94 +90,26 @@ class EarlyConfig:
     def peer_bytes(self) -> int:
         return self.bm * (self.bn + _PADDING) * 4 if self.split > 1 else 0
 
-    @property
-    def step_bytes(self) -> int:
-        return (self.bm + self.bn) * STEP * 2
-
-
-@dataclass(frozen=True)
-class Reader:
-    """What differs between products and convolutions: `columns` of the result, the `count` of steps, and text.
-
-    `step_lines` and `coordinates` say where the operand of step `k` begins, `address` where a tile's rows are stored.
-    """
-
-    columns: int
-    count: int
-    sizes: tuple[str, ...]
-    rows: str
-    steps: str
-    locate: list[str]
-    coordinates: str
-    step_lines: list[str]
-    block: tuple[int, ...]
-    address: list[str]
-
 
 def product_source(
-    region: RegionView, tile: TileBody, dtype: DT, c: EarlyConfig, n: int, k: int, arch: int
+    region: RegionView, tile: TileBody, element: Element, c: EarlyConfig, n: int, k: int, arch: int
 ) -> KernelSource:
     """D[M, n] = epilogue(A[M, k] @ B[n, k]^T)."""
-    reader = Reader(
-        n, -(-k // STEP),
-        ("M", "N", "K"), "tl.cdiv(M, BM)", f"tl.cdiv(K, {STEP})", [], f"[pm * BM, k * {STEP}]", [], (c.bm, STEP),
-        ["mask = (m < M)[:, None] & (n < N)[None, :]", "at = m.to(tl.int64)[:, None] * N + n[None, :]"],
-    )  # fmt: skip
-    return _source("gemm_early", region, tile, dtype, c, arch, reader)
+    return _source("gemm_early", region, tile, element, c, arch, product_reader(n, k, c.bm, c.step))
 
 
 def conv_source(
-    region: RegionView, tile: TileBody, g: ConvGeometry, dtype: DT, c: EarlyConfig, arch: int
+    region: RegionView, tile: TileBody, g: ConvGeometry, element: Element, c: EarlyConfig, arch: int
 ) -> KernelSource:
     """Weights are [outputs, taps * channels]; see `conv_reader` for the image."""
-    return _source("conv_early", region, tile, dtype, c, arch, conv_reader(g, c))
-
-
-def conv_reader(g: ConvGeometry, c: EarlyConfig) -> Reader:
-    """Stride 1 reads the image as [images, H, W, C], stride 2 as [images, H / 2, 2, W / 2, 2 * C]."""
-    per_tap, taps = g.channels // STEP, g.kernel[0] * g.kernel[1]
-    halves = g.strides[0] == 2
-    offset = [
-        f"tap = k // {per_tap}",
-        f"r = (tap // {g.kernel[1]}) * {g.dilations[0]} - {g.pads[0]}",
-        f"s = (tap % {g.kernel[1]}) * {g.dilations[1]} - {g.pads[1]}",
-        f"channel = (k % {per_tap}) * {STEP}",
-    ]
-    if halves:
-        coordinates = f"[image, p0 + (r >> 1), r & 1, q0 + (s >> 1), (s & 1) * {g.channels} + channel]"
-    else:
-        coordinates = "[image, p0 + r, q0 + s, channel]"
-    return Reader(
-        g.outputs,
-        taps * per_tap,
-        ("images", "P", "Q", "N"),
-        f"tl.cdiv(images, {c.images}) * tl.cdiv(P, {c.height}) * tl.cdiv(Q, {c.width})",
-        str(taps * per_tap),
-        [
-            f"across = tl.cdiv(Q, {c.width})",
-            f"down = tl.cdiv(P, {c.height})",
-            f"image = pm // (across * down) * {c.images}",
-            f"p0 = ((pm // across) % down) * {c.height}",
-            f"q0 = (pm % across) * {c.width}",
-        ],
-        coordinates,
-        offset,
-        (c.images, c.height, 1, c.width, STEP) if halves else (c.images, c.height, c.width, STEP),
-        [
-            f"item = image + m // {c.height * c.width}",
-            f"p = p0 + m // {c.width} % {c.height}",
-            f"q = q0 + m % {c.width}",
-            "mask = ((item < images) & (p < P) & (q < Q))[:, None] & (n < N)[None, :]",
-            "at = ((item * P + p) * Q + q).to(tl.int64)[:, None] * N + n[None, :]",
-        ],
-    )
+    return _source("conv_early", region, tile, element, c, arch, conv_reader(g, c.box, c.step))
 
 
 def _source(
-    name: str, region: RegionView, tile: TileBody, dtype: DT, c: EarlyConfig, arch: int, reader: Reader
+    name: str, region: RegionView, tile: TileBody, element: Element, c: EarlyConfig, arch: int, reader: Reader
 ) -> KernelSource:
     arguments = ["a", "b", "c", *tile.arguments, *reader.sizes]
-    body = [*_prologue(tile, c, reader), *_sums(c, reader), *_finish(tile, c)]
+    body = [*_prologue(tile, element, c, reader), *_sums(element, c, reader), *_finish(tile, element, c)]
     text = "\n".join([
         described(region),
         HEADER + GLUON_HEADER + OVERLAP_HEADER + PRELUDE + (PEER_PRELUDE if c.split > 1 else ""),
@@ -182,9 +118,8 @@ def _source(
         *indent(body),
         "",
     ])  # fmt: skip
-    kind = TRITON_TYPES[dtype]
     signature = [
-        ("a", descriptor_type(kind, reader.block)), ("b", descriptor_type(kind, (c.bn, STEP))),
+        ("a", descriptor_type(element, reader.block)), ("b", descriptor_type(element, (c.bn, c.step))),
         ("c", pointer_type(tile.output.dtype)),
         *zip(tile.arguments, (pointer_type(v.dtype) for v in tile.values)),
         *((s, "i32") for s in reader.sizes),
@@ -197,20 +132,19 @@ def _source(
     )  # fmt: skip
 
 
-def descriptor_type(kind: str, block: tuple[int, ...]) -> str:
+def descriptor_type(element: Element, block: tuple[int, ...]) -> str:
     sizes = ",".join(map(str, block))
-    layout = f"NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank={len(block)})"
-    return f"tensordesc<{kind}[{sizes}],{layout}>"
+    return f"tensordesc<{TRITON_TYPES[element.dtype]}[{sizes}],{element.shared(block[-1], len(block))}>"
 
 
-def _prologue(tile: TileBody, c: EarlyConfig, reader: Reader) -> list[str]:
+def _prologue(tile: TileBody, element: Element, c: EarlyConfig, reader: Reader) -> list[str]:
     """Up to the moment the first sums can be computed."""
     early = range(len(tile.tiles)) if _loads_early(c) else ()
     return [
         "gdc_launch_dependents()",
-        f"sums: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [{c.warps}, 1], [16, BN, 16])",
+        f"sums: gl.constexpr = {element.sums_layout(c.warps, c.bn)}",
         f"rows: gl.constexpr = {_rows_layout(c)}",
-        f"tiles_m = {reader.rows}",
+        f"tiles_m = {reader.tiles}",
         "tiles_n = tl.cdiv(N, BN)",
         "tile = tl.program_id(0)",
         *GROUPED_TILE,
@@ -228,9 +162,9 @@ def _prologue(tile: TileBody, c: EarlyConfig, reader: Reader) -> list[str]:
         f"for i in range(tl.minimum(steps, {c.depth})):",
         "    k = begin + i",
         "    mbarrier.expect(there.index(i), a.block_type.nbytes + b.block_type.nbytes)",
-        f"    tma.async_copy_global_to_shared(b, [pn * BN, k * {STEP}], there.index(i), b_ring.index(i))",
+        f"    tma.async_copy_global_to_shared(b, [pn * BN, k * {c.step}], there.index(i), b_ring.index(i))",
         f"m = gl.arange(0, {c.rows}, gl.SliceLayout(1, rows)) + tl.program_id(1) * {c.rows}"
-        + ("" if c.height else " + pm * BM"),
+        + ("" if c.height else f" + {reader.row}"),
         "n = gl.arange(0, BN, gl.SliceLayout(0, rows)) + pn * BN",
         *tile.load_columns("n", "n < N"),
         "gdc_wait()",
@@ -243,11 +177,9 @@ def _prologue(tile: TileBody, c: EarlyConfig, reader: Reader) -> list[str]:
     ]
 
 
-def _sums(c: EarlyConfig, reader: Reader) -> list[str]:
+def _sums(element: Element, c: EarlyConfig, reader: Reader) -> list[str]:
     """All of `acc`. A step's ring slot is filled again one step later, when its product is known to be over."""
-    flat = "" if len(reader.block) == 2 else (
-        f"._reinterpret(a.dtype, [BM, {STEP}], gl.NVMMASharedLayout(128, 16, 2))"
-    )  # fmt: skip
+    flat = "" if len(reader.block) == 2 else f"._reinterpret(a.dtype, [BM, {c.step}], gl.{element.shared(c.step)})"
     refill = [
         f"    more = (i > 0) & (i - 1 + {c.depth} < steps)",
         f"    free = (i + {c.depth - 1}) % {c.depth}",
@@ -255,12 +187,12 @@ def _sums(c: EarlyConfig, reader: Reader) -> list[str]:
         *indent(reader.step_lines),
         "    mbarrier.expect(there.index(free), a.block_type.nbytes + b.block_type.nbytes, pred=more)",
         "    tma.async_copy_global_to_shared("
-        f"b, [pn * BN, k * {STEP}], there.index(free), b_ring.index(free), pred=more)",
+        f"b, [pn * BN, k * {c.step}], there.index(free), b_ring.index(free), pred=more)",
         "    tma.async_copy_global_to_shared("
         f"a, {reader.coordinates}, there.index(free), a_ring.index(free), pred=more)",
     ]
     return [
-        "acc = gl.zeros((BM, BN), gl.float32, sums)",
+        f"acc = gl.zeros((BM, BN), {element.sums}, sums)",
         "for i in range(steps):",
         f"    slot = i % {c.depth}",
         f"    mbarrier.wait(there.index(slot), (i // {c.depth}) & 1)",
@@ -272,7 +204,7 @@ def _sums(c: EarlyConfig, reader: Reader) -> list[str]:
     ]
 
 
-def _finish(tile: TileBody, c: EarlyConfig) -> list[str]:
+def _finish(tile: TileBody, element: Element, c: EarlyConfig) -> list[str]:
     """The epilogue on the rows of a tile that this program finishes."""
     out_type = tile.output.dtype
     assert out_type is not None
@@ -283,18 +215,21 @@ def _finish(tile: TileBody, c: EarlyConfig) -> list[str]:
     if c.split == 1:
         return ["acc = gl.convert_layout(acc, rows)", *store]
     stride = 4 * (c.bn + _PADDING)
+    bits, back = "acc", ""
+    if element.sums != "tl.float32":
+        bits, back = "acc.to(tl.float32, bitcast=True)", f".to({element.sums}, bitcast=True)"
     return [
         "gl.thread_barrier()",
         "down = gl.arange(0, BM, gl.SliceLayout(1, sums))",
         "across = gl.arange(0, BN, gl.SliceLayout(0, sums))",
-        f"_leave((down * {stride})[:, None] + (across * 4 - {c.peer_bytes})[None, :], acc)",
+        f"_leave((down * {stride})[:, None] + (across * 4 - {c.peer_bytes})[None, :], {bits})",
         "_cluster_barrier()",
         f"down = gl.arange(0, {c.rows}, gl.SliceLayout(1, rows)) + tl.program_id(1) * {c.rows}",
         "across = gl.arange(0, BN, gl.SliceLayout(0, rows))",
         f"where = (down * {stride})[:, None] + (across * 4 - {c.peer_bytes})[None, :]",
-        "acc = _fetch(where, where * 0)",
+        f"acc = _fetch(where, where * 0){back}",
         f"for rank in gl.static_range(1, {c.split}):",
-        "    acc += _fetch(where, where * 0 + rank)",
+        f"    acc += _fetch(where, where * 0 + rank){back}",
         "_cluster_barrier()",
         *store,
     ]

@@ -25,6 +25,7 @@ STORE_TYPES = {
     DT.INT32: "tl.int32", DT.INT16: "tl.int16", DT.INT8: "tl.int8", DT.UINT8: "tl.uint8", DT.BOOL: "tl.int1",
 }  # fmt: skip
 HALF = (DT.FLOAT16, DT.BFLOAT16)
+BYTE_LIMITS = {DT.INT8: (-128, 127), DT.UINT8: (0, 255)}
 WIDE = (DT.FLOAT, DT.FLOAT16, DT.BFLOAT16)
 
 Attrs = Mapping[str, Any]
@@ -149,6 +150,8 @@ def expression(region: RegionView, node: ir.Node, args: list[str]) -> str | None
     floats = all(d in WIDE for d in present)
     if node.op_type == "Cast":
         return _cast(args[0], present[0], out)
+    if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+        return _between(region, node, args)
     if node.op_type == "Clip":
         return _clip(args) if floats else None
     if node.op_type == "Pow":
@@ -173,6 +176,24 @@ def _cast(x: str, given: DT | None, out: DT) -> str | None:
     if out == DT.BOOL:
         return f"({x} != 0)"
     return f"{x}.to({STORE_TYPES[out]})" if given not in WIDE else None
+
+
+def _between(region: RegionView, node: ir.Node, args: list[str]) -> str | None:
+    """QuantizeLinear or DequantizeLinear with one scale, between fp32 and bytes."""
+    small = node.inputs[0] if node.op_type == "DequantizeLinear" else node.outputs[0]
+    wide = node.outputs[0] if node.op_type == "DequantizeLinear" else node.inputs[0]
+    numbers = [region.constant(v) for v in node.inputs[1:]]
+    if any(n is None or n.numel() != 1 for n in numbers) or small is None or small.dtype not in BYTE_LIMITS:
+        return None
+    if wide is None or wide.dtype != DT.FLOAT or region.attrs(node).get("block_size", 0):
+        return None
+    scale, zero = float(numbers[0]), int(numbers[1]) if len(numbers) > 1 else 0
+    if node.op_type == "DequantizeLinear":
+        return f"(({args[0]}.to(tl.int32) - ({zero})).to(tl.float32) * {literal(scale)})"
+    low, high = BYTE_LIMITS[small.dtype]
+    x, kind = args[0], STORE_TYPES[small.dtype]
+    made = f"_quantized({x} / {literal(scale)}, {zero}, {low}, {high})"
+    return f"tl.where({x} == {x}, {made}, 0).to({kind})"
 
 
 def _clip(args: list[str]) -> str:

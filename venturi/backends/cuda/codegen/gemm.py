@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from venturi.backends.base import RegionView
+from venturi.backends.cuda.codegen.element import Element
 from venturi.backends.cuda.codegen.expressions import TRITON_TYPES, rounded
 from venturi.backends.cuda.codegen.module import constexprs, indent, module, pointer_type
 from venturi.backends.cuda.codegen.tile import TileBody
 from venturi.backends.cuda.kernel import KernelSource
-from venturi.ir.dtypes import DT
 
 GROUPED_TILE = [
     "group = tile // (8 * tiles_n)",
@@ -36,7 +36,7 @@ class GemmConfig:
     waves: int = 1
 
 
-def tma_source(region: RegionView, tile: TileBody, dtype: DT, c: GemmConfig, arch: int) -> KernelSource:
+def tma_source(region: RegionView, tile: TileBody, element: Element, c: GemmConfig, arch: int) -> KernelSource:
     """Persistent: every program walks tiles; loads, residual and store go through TMA. Needs rows of 16 bytes."""
     residuals = [f"tile{i}" for i in range(len(tile.tiles))]
     cols = [f"col{i}" for i in range(len(tile.columns))]
@@ -48,9 +48,9 @@ def tma_source(region: RegionView, tile: TileBody, dtype: DT, c: GemmConfig, arc
         "tiles_n = tl.cdiv(N, BN)",
         "for tile in tl.range(tl.program_id(0), tiles_m * tiles_n, tl.num_programs(0), flatten=True):",
         *indent(GROUPED_TILE),
-        "    acc = tl.zeros((BM, BN), tl.float32)",
+        f"    acc = tl.zeros((BM, BN), {element.sums})",
         "    for k in range(tl.cdiv(K, BK)):",
-        "        acc = tl.dot(a.load([pm * BM, k * BK]), b.load([pn * BN, k * BK]).T, acc)",
+        f"        acc = tl.dot(a.load([pm * BM, k * BK]), b.load([pn * BN, k * BK]).T, acc, out_dtype={element.sums})",
         "    n = pn * BN + tl.arange(0, BN)",
         *indent(tile.load_columns("n", "n < N")),
         *(f"    t{i} = {r}.load([pm * BM, pn * BN]).to(tl.float32)" for i, r in enumerate(residuals)),
@@ -58,7 +58,7 @@ def tma_source(region: RegionView, tile: TileBody, dtype: DT, c: GemmConfig, arc
         f"    c.store([pm * BM, pn * BN], {rounded('result', out_type)})",
     ]
     text = module(region, "gemm_tma", [*arguments, *constexprs("BM", "BN", "BK")], lines, arch)
-    kind, stored = TRITON_TYPES[dtype], TRITON_TYPES[out_type]
+    kind, stored = TRITON_TYPES[element.dtype], TRITON_TYPES[out_type]
     signature = [
         ("a", f"tensordesc<{kind}[{c.bm},{c.bk}]>"),
         ("b", f"tensordesc<{kind}[{c.bn},{c.bk}]>"),
@@ -73,7 +73,7 @@ def tma_source(region: RegionView, tile: TileBody, dtype: DT, c: GemmConfig, arc
 
 
 def pointer_source(
-    region: RegionView, tile: TileBody, dtype: DT, c: GemmConfig, arch: int, even_k: bool, wide: bool
+    region: RegionView, tile: TileBody, element: Element, c: GemmConfig, arch: int, even_k: bool, wide: bool
 ) -> KernelSource:
     """Any M, N, K by masks. `wide`: K and N are multiples of 16. With split > 1 the last program of a tile to
     finish adds the others' sums in a fixed order, so results do not depend on timing."""
@@ -90,23 +90,23 @@ def pointer_source(
         "n = pn * BN + tl.arange(0, BN)",
         "steps = tl.cdiv(tl.cdiv(K, BK), SPLIT)",
         "begin = tl.program_id(1) * steps",
-        "acc = tl.zeros((BM, BN), tl.float32)",
+        f"acc = tl.zeros((BM, BN), {element.sums})",
         "row_a = a + m.to(tl.int64)[:, None] * K",
         "row_b = b + n.to(tl.int64)[None, :] * K",
         "for k in range(begin, tl.minimum(begin + steps, tl.cdiv(K, BK))):",
         "    kk = k * BK + tl.arange(0, BK)",
         f"    x = tl.load(row_a + kk[None, :], mask=(m < M)[:, None]{guard_k.replace('kk', 'kk[None, :]')}, other=0.0)",
         f"    w = tl.load(row_b + kk[:, None], mask=(n < N)[None, :]{guard_k.replace('kk', 'kk[:, None]')}, other=0.0)",
-        "    acc = tl.dot(x, w, acc)",
+        f"    acc = tl.dot(x, w, acc, out_dtype={element.sums})",
         "mask = (m < M)[:, None] & (n < N)[None, :]",
         "at = m.to(tl.int64)[:, None] * N + n[None, :]",
-        *finish_lines(tile, "n", "n < N", "M * N"),
+        *finish_lines(tile, element, "n", "n < N", "M * N"),
     ]
     text = module(region, "gemm", [*arguments, *constexprs("BM", "BN", "BK", "SPLIT")], lines, arch)
     signature = [
-        ("a", pointer_type(dtype)), ("b", pointer_type(dtype)), ("c", pointer_type(out_type)),
+        ("a", pointer_type(element.dtype)), ("b", pointer_type(element.dtype)), ("c", pointer_type(out_type)),
         *zip(tile.arguments, (pointer_type(v.dtype) for v in tile.values)),
-        ("work", "*fp32"), ("locks", "*i32"), ("M", "i32"), ("N", "i32"), ("K", "i32"),
+        ("work", element.partial), ("locks", "*i32"), ("M", "i32"), ("N", "i32"), ("K", "i32"),
         ("BM", "constexpr"), ("BN", "constexpr"), ("BK", "constexpr"), ("SPLIT", "constexpr"),
     ]  # fmt: skip
     divisible = ["a", "b", "c", *tile.arguments, "work", "locks", *(["N", "K"] if wide else [])]
@@ -114,7 +114,9 @@ def pointer_source(
     return KernelSource("gemm", text, tuple(signature), constants, tuple(divisible), c.warps, c.stages, arch)
 
 
-def finish_lines(tile: TileBody, column: str, column_mask: str, stride: str, early: int = 0) -> list[str]:
+def finish_lines(
+    tile: TileBody, element: Element, column: str, column_mask: str, stride: str, early: int = 0
+) -> list[str]:
     """From `acc` to memory: split-K reduction when SPLIT > 1, then the epilogue at `at` under `mask`.
 
     The first `early` tiles were loaded before the sums, which hides their latency. With a split every program
@@ -137,16 +139,16 @@ def finish_lines(tile: TileBody, column: str, column_mask: str, stride: str, ear
         "    tl.debug_barrier()",
         '    ticket = tl.atomic_add(locks + tile, 1, sem="acq_rel")',
         "    if ticket == SPLIT - 1:",
-        "        acc = tl.zeros((BM, BN), tl.float32)",
+        f"        acc = tl.zeros((BM, BN), {element.sums})",
         "        for s in range(SPLIT):",
-        '            acc += tl.load(work + s * slab + at, mask=mask, other=0.0, cache_modifier=".cg")',
+        '            acc += tl.load(work + s * slab + at, mask=mask, other=0, cache_modifier=".cg")',
         *indent(store, 2),
         "        tl.store(locks + tile, 0)",
     ]
 
 
 def vector_source(
-    region: RegionView, tile: TileBody, dtype: DT, columns: int, depth: int, warps: int, arch: int
+    region: RegionView, tile: TileBody, element: Element, columns: int, depth: int, warps: int, arch: int
 ) -> KernelSource:
     """Few rows: a program multiplies one row by `columns` columns, `depth` elements a step, on the ordinary units."""
     arguments = ["a", "b", "c", *tile.arguments, "M", "N", "K"]
@@ -156,11 +158,12 @@ def vector_source(
         "n = tl.program_id(0) * BN + tl.arange(0, BN)",
         "row_a = a + tl.program_id(1).to(tl.int64) * K",
         "row_b = b + n.to(tl.int64)[:, None] * K",
-        "sums = tl.zeros((BN, BK), tl.float32)",
+        f"sums = tl.zeros((BN, BK), {element.sums})",
         "for k in range(0, K, BK):",
         "    kk = k + tl.arange(0, BK)",
-        "    x = tl.load(row_a + kk, mask=kk < K, other=0.0).to(tl.float32)",
-        "    w = tl.load(row_b + kk[None, :], mask=(n < N)[:, None] & (kk < K)[None, :], other=0.0).to(tl.float32)",
+        f"    x = tl.load(row_a + kk, mask=kk < K, other=0.0).to({element.sums})",
+        "    w = tl.load(row_b + kk[None, :], mask=(n < N)[:, None] & (kk < K)[None, :], other=0.0)",
+        f"    w = w.to({element.sums})",
         "    sums += w * x[None, :]",
         "acc = tl.sum(sums, 1)[None, :]",
         "mask = (n < N)[None, :]",
@@ -172,7 +175,7 @@ def vector_source(
     ]
     text = module(region, "gemv", [*arguments, *constexprs("BN", "BK")], lines, arch)
     signature = [
-        ("a", pointer_type(dtype)), ("b", pointer_type(dtype)), ("c", pointer_type(out_type)),
+        ("a", pointer_type(element.dtype)), ("b", pointer_type(element.dtype)), ("c", pointer_type(out_type)),
         *zip(tile.arguments, (pointer_type(v.dtype) for v in tile.values)),
         ("M", "i32"), ("N", "i32"), ("K", "i32"), ("BN", "constexpr"), ("BK", "constexpr"),
     ]  # fmt: skip
@@ -181,7 +184,7 @@ def vector_source(
     return KernelSource("gemv", text, tuple(signature), constants, divisible, warps, 1, arch)
 
 
-def tma_split_source(region: RegionView, tile: TileBody, dtype: DT, c: GemmConfig, arch: int) -> KernelSource:
+def tma_split_source(region: RegionView, tile: TileBody, element: Element, c: GemmConfig, arch: int) -> KernelSource:
     """Operands through TMA, K shared by `split` programs a tile; for products with few tiles."""
     arguments = ["a", "b", "c", *tile.arguments, "work", "locks", "M", "N", "K"]
     out_type = tile.output.dtype
@@ -198,18 +201,18 @@ def tma_split_source(region: RegionView, tile: TileBody, dtype: DT, c: GemmConfi
         "mask = (m < M)[:, None] & (n < N)[None, :]",
         "at = m.to(tl.int64)[:, None] * N + n[None, :]",
         *(f"early{i} = tl.load(tile{i} + at, mask=mask, other=0.0)" for i in range(early)),
-        "acc = tl.zeros((BM, BN), tl.float32)",
+        f"acc = tl.zeros((BM, BN), {element.sums})",
         "for k in range(begin, tl.minimum(begin + steps, tl.cdiv(K, BK))):",
-        "    acc = tl.dot(a.load([pm * BM, k * BK]), b.load([pn * BN, k * BK]).T, acc)",
-        *finish_lines(tile, "n", "n < N", "M * N", early),
+        f"    acc = tl.dot(a.load([pm * BM, k * BK]), b.load([pn * BN, k * BK]).T, acc, out_dtype={element.sums})",
+        *finish_lines(tile, element, "n", "n < N", "M * N", early),
     ]
     text = module(region, "gemm_tma_split", [*arguments, *constexprs("BM", "BN", "BK", "SPLIT")], lines, arch)
-    kind = TRITON_TYPES[dtype]
+    kind = TRITON_TYPES[element.dtype]
     signature = [
         ("a", f"tensordesc<{kind}[{c.bm},{c.bk}]>"), ("b", f"tensordesc<{kind}[{c.bn},{c.bk}]>"),
         ("c", pointer_type(out_type)),
         *zip(tile.arguments, (pointer_type(v.dtype) for v in tile.values)),
-        ("work", "*fp32"), ("locks", "*i32"),
+        ("work", element.partial), ("locks", "*i32"),
         ("M", "i32"), ("N", "i32"), ("K", "i32"),
         ("BM", "constexpr"), ("BN", "constexpr"), ("BK", "constexpr"), ("SPLIT", "constexpr"),
     ]  # fmt: skip

@@ -57,6 +57,13 @@ def _gelu_half(x):
 
 
 @triton.jit
+def _quantized(x, zero, low, high):
+    # Adding 1.5 * 2^23, whose bits are 0x4B400000, rounds to an integer, half to even, and leaves it in the low bits.
+    x = tl.minimum(tl.maximum(x, low - zero), high - zero)
+    return (x + 12582912.0).to(tl.int32, bitcast=True) + (zero - 0x4B400000)
+
+
+@triton.jit
 def _softplus(x):
     return tl.where(x > 20.0, x, tl.log(1.0 + tl.exp(x)))
 

@@ -1,33 +1,61 @@
-"""Gluon text of large products on Hopper whose epilogues cost nothing: two groups of warps take turns.
+"""Gluon text of large products and convolutions on Hopper whose epilogues cost nothing: two groups of warps take turns.
 
 One warp requests operands through the tensor memory accelerator, in the order of a program's tiles; two warpgroups
 multiply every other tile each. While one computes and stores an epilogue, the other has the tensor cores: the scheme
 that CUTLASS calls "pingpong".
 
 Barriers tell phases apart by one bit only. A warpgroup may wait for an operand only when it is the next of the ring:
-`turns` lets the two through their products one after the other.
+`turns` lets the two through their products one after the other. See codegen/reader.py for steps of convolutions.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from venturi.backends.base import RegionView
-from venturi.backends.cuda.codegen.early import GLUON_HEADER, STEP, descriptor_type
-from venturi.backends.cuda.codegen.expressions import TRITON_TYPES, rounded
-from venturi.backends.cuda.codegen.gemm import GROUPED_TILE, GemmConfig
+from venturi.backends.cuda.codegen.conv import ConvGeometry
+from venturi.backends.cuda.codegen.early import GLUON_HEADER, descriptor_type
+from venturi.backends.cuda.codegen.element import Element
+from venturi.backends.cuda.codegen.expressions import BYTE_LIMITS, rounded
+from venturi.backends.cuda.codegen.gemm import GROUPED_TILE
 from venturi.backends.cuda.codegen.module import HEADER, OVERLAP_HEADER, PRELUDE, described, indent, pointer_type
+from venturi.backends.cuda.codegen.reader import Box, Reader, conv_reader, product_reader
 from venturi.backends.cuda.codegen.tile import TileBody
 from venturi.backends.cuda.kernel import KernelSource
-from venturi.ir.dtypes import DT
 
 WARPS = 4
 _CONSUMER_REGISTERS, _PRODUCER_REGISTERS = 240, 24
 
 
-def pingpong_source(
-    region: RegionView, tile: TileBody, dtype: DT, c: GemmConfig, columns: int, arch: int
+@dataclass(frozen=True)
+class PingpongTile:
+    """`rows` and `columns` of a tile; `stages` steps are in flight."""
+
+    rows: int
+    columns: int
+    stages: int
+
+
+def product_source(
+    region: RegionView, tile: TileBody, element: Element, size: PingpongTile, n: int, k: int, arch: int
 ) -> KernelSource:
-    """D[M, N] = epilogue(A[M, K] @ B[N, K]^T), persistent. `columns` is N; `c.stages` steps of 64 are in flight."""
-    operands = ["a", "b", "a_ring", "b_ring", "free", "there", "turns", "M", "N", "K"]
+    """D[M, n] = epilogue(A[M, k] @ B[n, k]^T), persistent."""
+    reader = product_reader(n, k, size.rows, element.step)
+    return _source("gemm_pingpong", region, tile, element, size, reader, arch)
+
+
+def conv_source(
+    region: RegionView, tile: TileBody, element: Element, size: PingpongTile, g: ConvGeometry, box: Box, step: int,
+    arch: int,
+) -> KernelSource:  # fmt: skip
+    """A convolution over boxes of `size.rows` pixels, persistent; `step` channels of a tap at a time."""
+    return _source("conv_pingpong", region, tile, element, size, conv_reader(g, box, step), arch)
+
+
+def _source(
+    name: str, region: RegionView, tile: TileBody, element: Element, size: PingpongTile, reader: Reader, arch: int
+) -> KernelSource:
+    operands = ["a", "b", "a_ring", "b_ring", "free", "there", "turns", *reader.sizes]
     results = ["c", *tile.arguments]
     constants = "BM: tl.constexpr, BN: tl.constexpr"
     everything = ", ".join([*operands, *results, "BM", "BN"])
@@ -36,22 +64,22 @@ def pingpong_source(
         HEADER + GLUON_HEADER + OVERLAP_HEADER + PRELUDE,
         "@gluon.jit",
         f"def _produce({', '.join(operands)}, {constants}):",
-        *indent(_produce(c)),
+        *indent(_produce(size, reader)),
         "\n\n@gluon.jit",
         f"def _consume({', '.join([*operands, *results])}, {constants}, TURN: tl.constexpr):",
-        *indent(_consume(tile, c)),
+        *indent(_consume(tile, element, size, reader)),
         "\n\n@gluon.jit",
-        f"def gemm_pingpong(a, b, {', '.join(results)}, M, N, K, {constants}):",
+        f"def {name}(a, b, {', '.join(results)}, {', '.join(reader.sizes)}, {constants}):",
         *indent([
             "gdc_launch_dependents()",
-            f"a_ring = gl.allocate_shared_memory(a.dtype, [{c.stages}] + a.block_type.shape, a.layout)",
-            f"b_ring = gl.allocate_shared_memory(b.dtype, [{c.stages}] + b.block_type.shape, b.layout)",
-            f"free = gl.allocate_shared_memory(gl.int64, [{c.stages}, 1], mbarrier.MBarrierLayout())",
-            f"there = gl.allocate_shared_memory(gl.int64, [{c.stages}, 1], mbarrier.MBarrierLayout())",
+            f"a_ring = gl.allocate_shared_memory(a.dtype, [{size.stages}] + a.block_type.shape, a.layout)",
+            f"b_ring = gl.allocate_shared_memory(b.dtype, [{size.stages}] + b.block_type.shape, b.layout)",
+            f"free = gl.allocate_shared_memory(gl.int64, [{size.stages}, 1], mbarrier.MBarrierLayout())",
+            f"there = gl.allocate_shared_memory(gl.int64, [{size.stages}, 1], mbarrier.MBarrierLayout())",
             "turns = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())",
             "for i in gl.static_range(2):",
             "    mbarrier.init(turns.index(i), count=1)",
-            f"for i in gl.static_range({c.stages}):",
+            f"for i in gl.static_range({size.stages}):",
             "    mbarrier.init(free.index(i), count=1)",
             "    mbarrier.init(there.index(i), count=1)",
             "fence_async_shared()",
@@ -63,72 +91,80 @@ def pingpong_source(
         ]),
         "",
     ])  # fmt: skip
-    kind = TRITON_TYPES[dtype]
     signature = [
-        ("a", descriptor_type(kind, (c.bm, STEP))), ("b", descriptor_type(kind, (c.bn, STEP))),
+        ("a", descriptor_type(element, reader.block)),
+        ("b", descriptor_type(element, (size.columns, reader.step))),
         ("c", pointer_type(tile.output.dtype)),
         *zip(tile.arguments, (pointer_type(v.dtype) for v in tile.values)),
-        ("M", "i32"), ("N", "i32"), ("K", "i32"), ("BM", "constexpr"), ("BN", "constexpr"),
+        *((s, "i32") for s in reader.sizes), ("BM", "constexpr"), ("BN", "constexpr"),
     ]  # fmt: skip
-    divisible = ("c", *tile.arguments, *(["N"] if columns % 16 == 0 else []))
-    return KernelSource(
-        "gemm_pingpong", text, tuple(signature), (("BM", c.bm), ("BN", c.bn)), divisible, WARPS, 1, arch
-    )  # fmt: skip
+    divisible = ("c", *tile.arguments, *(["N"] if reader.columns % 16 == 0 else []))
+    blocks = (("BM", size.rows), ("BN", size.columns))
+    return KernelSource(name, text, tuple(signature), blocks, divisible, WARPS, 1, arch)
 
 
-def _produce(c: GemmConfig) -> list[str]:
+def _produce(size: PingpongTile, reader: Reader) -> list[str]:
     return [
-        "tiles_m = tl.cdiv(M, BM)",
+        f"tiles_m = {reader.tiles}",
         "tiles_n = tl.cdiv(N, BN)",
+        f"steps = {reader.steps}",
         "count = 0",
         "gdc_wait()",
         "for tile in range(tl.program_id(0), tiles_m * tiles_n, tl.num_programs(0)):",
-        *indent(GROUPED_TILE),
-        f"    for k in range(tl.cdiv(K, {STEP})):",
-        f"        slot = count % {c.stages}",
-        f"        mbarrier.wait(free.index(slot), ((count // {c.stages}) & 1) ^ 1)",
+        *indent([*GROUPED_TILE, *reader.locate]),
+        "    for k in range(steps):",
+        f"        slot = count % {size.stages}",
+        f"        mbarrier.wait(free.index(slot), ((count // {size.stages}) & 1) ^ 1)",
+        *indent(reader.step_lines, 2),
         "        mbarrier.expect(there.index(slot), a.block_type.nbytes + b.block_type.nbytes)",
-        f"        tma.async_copy_global_to_shared(a, [pm * BM, k * {STEP}], there.index(slot), a_ring.index(slot))",
-        f"        tma.async_copy_global_to_shared(b, [pn * BN, k * {STEP}], there.index(slot), b_ring.index(slot))",
+        f"        tma.async_copy_global_to_shared(a, {reader.coordinates}, there.index(slot), a_ring.index(slot))",
+        f"        tma.async_copy_global_to_shared("
+        f"b, [pn * BN, k * {reader.step}], there.index(slot), b_ring.index(slot))",
         "        count += 1",
     ]
 
 
-def _consume(tile: TileBody, c: GemmConfig) -> list[str]:
+def _consume(tile: TileBody, element: Element, size: PingpongTile, reader: Reader) -> list[str]:
     """Every second tile of the program, from TURN on. A slot is free again when the product after it has begun."""
     out_type = tile.output.dtype
     assert out_type is not None
-    across = min(32, c.bn // 8)
+    width = 16 if out_type in BYTE_LIMITS else 8
+    across = min(32, size.columns // width)
+    flat = (
+        ""
+        if len(reader.block) == 2
+        else f"._reinterpret(a.dtype, [BM, {reader.step}], gl.{element.shared(reader.step)})"
+    )
     return [
-        f"sums: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [{WARPS}, 1], [16, BN, 16])",
-        f"rows: gl.constexpr = gl.BlockedLayout([1, 8], [{32 // across}, {across}], [{WARPS}, 1], [1, 0])",
-        "tiles_m = tl.cdiv(M, BM)",
+        f"sums: gl.constexpr = {element.sums_layout(WARPS, size.columns)}",
+        f"rows: gl.constexpr = gl.BlockedLayout([1, {width}], [{32 // across}, {across}], [{WARPS}, 1], [1, 0])",
+        f"tiles_m = {reader.tiles}",
         "tiles_n = tl.cdiv(N, BN)",
-        f"steps = tl.cdiv(K, {STEP})",
+        f"steps = {reader.steps}",
         "count = TURN * steps",
         "lap = 1 - TURN",
         "gdc_wait()",
         "first_tile = tl.program_id(0) + TURN * tl.num_programs(0)",
         "for tile in range(first_tile, tiles_m * tiles_n, 2 * tl.num_programs(0)):",
-        *indent(GROUPED_TILE),
-        "    acc = gl.zeros((BM, BN), gl.float32, sums)",
+        *indent([*GROUPED_TILE, *reader.locate]),
+        f"    acc = gl.zeros((BM, BN), {element.sums}, sums)",
         "    mbarrier.wait(turns.index(TURN), lap & 1)",
         "    lap += 1",
         "    for k in range(steps):",
-        f"        slot = count % {c.stages}",
-        f"        mbarrier.wait(there.index(slot), (count // {c.stages}) & 1)",
-        "        acc = warpgroup_mma(a_ring.index(slot), b_ring.index(slot).permute((1, 0)), acc, is_async=True)",
+        f"        slot = count % {size.stages}",
+        f"        mbarrier.wait(there.index(slot), (count // {size.stages}) & 1)",
+        f"        x = a_ring.index(slot){flat}",
+        "        acc = warpgroup_mma(x, b_ring.index(slot).permute((1, 0)), acc, is_async=True)",
         "        acc = warpgroup_mma_wait(1, deps=(acc,))",
-        f"        mbarrier.arrive(free.index((count + {c.stages - 1}) % {c.stages}), count=1, pred=k > 0)",
+        f"        mbarrier.arrive(free.index((count + {size.stages - 1}) % {size.stages}), count=1, pred=k > 0)",
         "        count += 1",
         "    mbarrier.arrive(turns.index(1 - TURN), count=1)",
         "    acc = warpgroup_mma_wait(0, deps=(acc,))",
-        f"    mbarrier.arrive(free.index((count + {c.stages - 1}) % {c.stages}), count=1)",
+        f"    mbarrier.arrive(free.index((count + {size.stages - 1}) % {size.stages}), count=1)",
         "    count += steps",
-        "    m = gl.arange(0, BM, gl.SliceLayout(1, rows)) + pm * BM",
-        "    wide_n = gl.arange(0, BN, gl.SliceLayout(0, rows)) + pn * BN",
-        "    mask = (m < M)[:, None] & (wide_n < N)[None, :]",
-        "    at = m.to(tl.int64)[:, None] * N + wide_n[None, :]",
+        f"    m = gl.arange(0, BM, gl.SliceLayout(1, rows)) + {reader.row}",
+        "    n = gl.arange(0, BN, gl.SliceLayout(0, rows)) + pn * BN",
+        *indent(reader.address),
         "    n = gl.arange(0, BN, gl.SliceLayout(0, sums)) + pn * BN",
         *indent(tile.load_columns("n", "n < N")),
         *(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from venturi.backends.base import RegionView
 from venturi.backends.cuda.codegen.conv import ConvGeometry
-from venturi.backends.cuda.codegen.expressions import rounded
+from venturi.backends.cuda.codegen.expressions import BYTE_LIMITS, STORE_TYPES, rounded
 from venturi.backends.cuda.codegen.module import constexprs, module, pointer_type
 from venturi.backends.cuda.kernel import KernelSource
 from venturi.ir.dtypes import DT
@@ -17,6 +17,8 @@ def window_source(
 ) -> KernelSource:
     """Maximum or mean over windows; `padded` counts the padding in the mean. `size`: pixels, channels, warps."""
     rows, cols = g.kernel
+    lowest = str(BYTE_LIMITS[dtype][0]) if dtype in BYTE_LIMITS else _LOWEST
+    outside = "0.0" if mean else lowest
     first = "tl.zeros((BM, BN), tl.float32)" if mean else 'tl.full((BM, BN), float("-inf"), tl.float32)'
     step = "acc += x" if mean else "acc = tl.maximum(acc, x, propagate_nan=tl.PropagateNan.ALL)"
     divisor = str(rows * cols) if padded else "seen.to(tl.float32)[:, None]"
@@ -37,13 +39,13 @@ def window_source(
         "        ok = (h >= 0) & (h < H) & (v >= 0) & (v < W) & (m < M)",
         "        pixel = image + (h * W + v) * N",
         "        inside = ok[:, None] & (n < N)[None, :]",
-        f"        x = tl.load(pixel[:, None] + n[None, :], mask=inside, other={'0.0' if mean else _LOWEST})",
+        f"        x = tl.load(pixel[:, None] + n[None, :], mask=inside, other={outside})",
         "        x = x.to(tl.float32)",
         f"        {step}",
         "        seen += ok.to(tl.int32)",
         *count,
         "at = m.to(tl.int64)[:, None] * N + n[None, :]",
-        f"tl.store(c + at, {rounded('acc', dtype)}, mask=(m < M)[:, None] & (n < N)[None, :])",
+        f"tl.store(c + at, acc.to({STORE_TYPES[dtype]}), mask=(m < M)[:, None] & (n < N)[None, :])",
     ]
     sizes = ["images", "H", "W", "P", "Q", "N"]
     text = module(region, "pool", ["a", "c", *sizes, *constexprs("BM", "BN")], lines, arch)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from venturi.backends.base import RegionView
 from venturi.backends.cuda.codegen.conv import ConvGeometry
+from venturi.backends.cuda.codegen.element import HALF, Element
 from venturi.backends.cuda.codegen.gemm import GROUPED_TILE, GemmConfig, finish_lines
 from venturi.backends.cuda.codegen.module import constexprs, module, pointer_type
 from venturi.backends.cuda.codegen.tile import TileBody
@@ -57,8 +58,8 @@ class StemGeometry:
         return self.taps[1] * self.width
 
 
-def blocks_source(region: RegionView, g: StemGeometry, dtype: DT, arch: int) -> KernelSource:
-    """Any strides in, [images, P + taps - 1, Q + taps - 1, width] out; outside the image and beyond the channels 0."""
+def blocks_source(region: RegionView, g: StemGeometry, dtype: DT, arch: int, fill: int = 0) -> KernelSource:
+    """Any strides in, [images, P + taps - 1, Q + taps - 1, width] out; elsewhere `fill`."""
     (s, t), width = g.source.strides, g.width
     padded = 1 << max(width - 1, 0).bit_length()
     lines = [
@@ -72,7 +73,7 @@ def blocks_source(region: RegionView, g: StemGeometry, dtype: DT, arch: int) -> 
         f"real = (e < {g.channels * s * t})[None, :] & (h >= 0) & (h < H) & (v >= 0) & (v < W)",
         "inside = b < images * BP * BQ",
         "where = (b // (BP * BQ)).to(tl.int64)[:, None] * stride_n + channel[None, :] * stride_c",
-        "x = tl.load(a + where + h * stride_h + v * stride_w, mask=real & inside[:, None], other=0.0)",
+        f"x = tl.load(a + where + h * stride_h + v * stride_w, mask=real & inside[:, None], other={fill})",
         f"at = b.to(tl.int64)[:, None] * {width} + e[None, :]",
         f"tl.store(c + at, x, mask=inside[:, None] & (e < {width})[None, :])",
     ]
@@ -103,7 +104,7 @@ def block_rows(source: KernelSource) -> int:
 
 
 def stem_source(
-    region: RegionView, tile: TileBody, g: StemGeometry, dtype: DT, c: GemmConfig, arch: int
+    region: RegionView, tile: TileBody, g: StemGeometry, element: Element, c: GemmConfig, arch: int
 ) -> KernelSource:
     """Implicit product over the blocked image: no masks on the taps, whole rows of taps in one load."""
     rows, per_row = g.taps[0], g.row // c.bk
@@ -122,24 +123,24 @@ def stem_source(
         f"row_b = b + n[None, :] * {depth}",
         f"steps = tl.cdiv({rows * per_row}, SPLIT)",
         "begin = tl.program_id(1) * steps",
-        "acc = tl.zeros((BM, BN), tl.float32)",
+        f"acc = tl.zeros((BM, BN), {element.sums})",
         f"for k in range(begin, tl.minimum(begin + steps, {rows * per_row})):",
         f"    offset = (k // {per_row}) * line + (k % {per_row}) * BK + tl.arange(0, BK)",
         "    x = tl.load(pixel[:, None] + offset[None, :], mask=(m < M)[:, None], other=0.0)",
-        *(_real_taps(g, per_row) if g.has_empty_taps else []),
+        *(_real_taps(g, per_row) if g.has_empty_taps and element.dtype in HALF else []),
         "    w = tl.load(row_b + (k * BK + tl.arange(0, BK))[:, None], mask=(n < N)[None, :], other=0.0)",
-        "    acc = tl.dot(x, w, acc)",
+        f"    acc = tl.dot(x, w, acc, out_dtype={element.sums})",
         "mask = (m < M)[:, None] & (n < N)[None, :]",
         "at = m.to(tl.int64)[:, None] * N + n[None, :]",
-        *finish_lines(tile, "n", "n < N", "M * N"),
+        *finish_lines(tile, element, "n", "n < N", "M * N"),
     ]
     sizes = ["images", "P", "Q", "N"]
     arguments = ["a", "b", "c", *tile.arguments, "work", "locks", *sizes]
     text = module(region, "stem", [*arguments, *constexprs("BM", "BN", "BK", "SPLIT")], lines, arch)
     signature = [
-        ("a", pointer_type(dtype)), ("b", pointer_type(dtype)), ("c", pointer_type(tile.output.dtype)),
+        ("a", pointer_type(element.dtype)), ("b", pointer_type(element.dtype)), ("c", pointer_type(tile.output.dtype)),
         *zip(tile.arguments, (pointer_type(v.dtype) for v in tile.values)),
-        ("work", "*fp32"), ("locks", "*i32"), *((s, "i32") for s in sizes),
+        ("work", element.partial), ("locks", "*i32"), *((s, "i32") for s in sizes),
         ("BM", "constexpr"), ("BN", "constexpr"), ("BK", "constexpr"), ("SPLIT", "constexpr"),
     ]  # fmt: skip
     divisible = ["a", "b", "c", *tile.arguments, "work", "locks", *(["N"] if g.source.outputs % 16 == 0 else [])]

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from venturi.backends.base import Config, Kernel, RegionView
+from venturi.backends.cuda.codegen.element import HALF
 from venturi.backends.cuda.tactics.conv import NHWC, matched_convolution, nhwc, read_convolution
 from venturi.backends.cuda.tactics.reference import DeviceReference
 
@@ -23,6 +24,8 @@ class AtenCudnnConv:
         conv = read_convolution(region)
         if isinstance(conv, str):
             return conv
+        if conv.dtype not in HALF:
+            return "not half precision"
         ops = [n.op_type for n in region.nodes[1:]]
         if ops not in ([], ["Relu"], ["Add", "Relu"]) or (ops[:1] == ["Add"] and not conv.tile.tiles):
             return f"torch has no fused call for {'+'.join(ops)}"
@@ -37,7 +40,7 @@ class AtenCudnnConv:
         g, ops = conv.geometry, [n.op_type for n in region.nodes[1:]]
         weight: T = region.constant(conv.weight).contiguous(memory_format=NHWC)
         own = len(region.anchor.inputs) > 2 and region.anchor.inputs[2] is not None
-        bias = region.constant(conv.tile.columns[0]).reshape(-1) if own else None
+        bias = conv.tile.column_tensors(region)[0] if own else None
         place = (list(g.strides), list(g.pads[:2]), list(g.dilations), g.groups)
         residual = region.position(conv.tile.tiles[0]) if "Add" in ops else None
         fallback = DeviceReference().bind(region, {}).run

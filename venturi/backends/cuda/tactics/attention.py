@@ -10,9 +10,9 @@ import torch
 
 from venturi.backends.base import Arguments, Config, Kernel, RegionView
 from venturi.backends.cuda.codegen.attention import AttentionConfig, AttentionShape, attention_source
+from venturi.backends.cuda.codegen.element import HALF
 from venturi.backends.cuda.device import KernelDevice
 from venturi.backends.cuda.kernel import KernelSource
-from venturi.backends.cuda.tactics.gemm import HALF
 from venturi.backends.cuda.tactics.reference import DeviceReference
 from venturi.backends.sdpa import plain_attention
 from venturi.ir.build import dim, rank

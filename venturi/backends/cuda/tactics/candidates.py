@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from venturi.backends.cuda.codegen.gemm import GemmConfig
 
-# (BM, BN, BK, stages, warps): what compiles without spilling and has paid on Hopper or Ampere.
+# (BM, BN, BK of halves, stages, warps): what compiles without spilling and has paid on Hopper or Ampere.
 TILES = (
     (128, 256, 64, 3, 8), (128, 128, 64, 3, 8), (128, 128, 64, 4, 4), (256, 64, 64, 3, 8), (256, 128, 64, 3, 8),
     (128, 64, 64, 4, 4), (64, 128, 64, 4, 4), (64, 64, 64, 4, 4), (64, 64, 128, 3, 4), (64, 32, 64, 5, 4),
@@ -24,9 +24,11 @@ _FLOPS_PER_NS, _BYTES_PER_NS = 6000.0, 60.0
 
 
 def product_candidates(
-    rows: int | None, columns: int, depth: int, num_sms: int, limit: int, *, splits: bool, taps: bool = False
+    rows: int | None, columns: int, depth: int, num_sms: int, limit: int, *, splits: bool, bytes: int = 2
 ) -> list[GemmConfig]:
-    """About `limit` configurations for [rows, depth] x [depth, columns]; `rows` None stands for many."""
+    """About `limit` configurations for [rows, depth] x [depth, columns] of `bytes` an element; `rows` None stands for
+    many."""
+    depth = -(-depth * bytes // 2)
     m = rows if rows else 4096
     scored = []
     for bm, bn, bk, stages, warps in TILES:
@@ -38,11 +40,11 @@ def product_candidates(
             if split > 1 and (tiles * split > 2 * num_sms or steps // split < 2):
                 continue
             cost = _cost(tiles, split, steps, bm, bn, bk, num_sms)
-            scored.append((cost, GemmConfig(bm, bn, bk, stages, warps, split)))
+            scored.append((cost, GemmConfig(bm, bn, bk * 2 // bytes, stages, warps, split)))
     scored.sort(key=lambda s: s[0])
     best = [c for _, c in scored[:limit]]
     many = -(-m // 128) * -(-columns // 128) > 2 * num_sms
-    return best + [c for _, c in scored[limit:] if many and (c.bm, c.bn, c.bk, c.stages, c.warps) in LIGHT]
+    return best + [c for _, c in scored[limit:] if many and (c.bm, c.bn, c.bk * bytes // 2, c.stages, c.warps) in LIGHT]
 
 
 def _cost(tiles: int, split: int, steps: int, bm: int, bn: int, bk: int, num_sms: int) -> float:

@@ -12,13 +12,13 @@ import torch.nn.functional as F
 
 from venturi.backends.base import Config, Kernel, RegionView
 from venturi.backends.cuda.codegen.conv import ConvGeometry, depthwise_source, implicit_source
+from venturi.backends.cuda.codegen.element import HALF, Element
 from venturi.backends.cuda.codegen.gemm import GemmConfig
 from venturi.backends.cuda.codegen.pack import PIXELS, WIDTH, pack_source
 from venturi.backends.cuda.codegen.tile import TileBody, read_tile
 from venturi.backends.cuda.device import KernelDevice
 from venturi.backends.cuda.kernel import KernelSource
 from venturi.backends.cuda.tactics.candidates import product_candidates
-from venturi.backends.cuda.tactics.gemm import HALF
 from venturi.backends.cuda.tactics.products import (
     MAX_CANDIDATES,
     Operands,
@@ -28,7 +28,9 @@ from venturi.backends.cuda.tactics.products import (
     num_tiles,
     split_buffers,
 )
+from venturi.backends.cuda.tactics.quantized import read_ends
 from venturi.backends.cuda.tactics.reference import DeviceReference
+from venturi.backends.real_view import RealView
 from venturi.ir.build import static_shape
 from venturi.ir.dtypes import DT
 from venturi.ops.tensors import STORAGE
@@ -39,15 +41,30 @@ NHWC = torch.channels_last
 
 @dataclass(frozen=True)
 class Convolution:
-    """A Conv anchor with constant weights [outputs, channels / groups, R, S] and its epilogue."""
+    """A Conv anchor with constant weights [outputs, channels / groups, R, S] and its epilogue.
+
+    `given` and `size` are the image's and the result's [images, channels, height, width] where they are fixed; `fill`
+    is what stands for zero outside the image.
+    """
 
     geometry: ConvGeometry
     weight: ir.Value
     dtype: DT
     tile: TileBody
-    rows: int | None
+    given: tuple[int, ...] | None
+    size: tuple[int, ...] | None
     first: int
     given_channels: int
+    fill: int = 0
+
+    @property
+    def element(self) -> Element:
+        return Element(self.dtype)
+
+    @property
+    def rows(self) -> int | None:
+        """Pixels of the result."""
+        return None if self.size is None else self.size[0] * self.size[2] * self.size[3]
 
     @property
     def is_padded(self) -> bool:
@@ -68,16 +85,22 @@ class Convolution:
 
 
 def read_convolution(region: RegionView) -> Convolution | str:
-    node = region.anchor
+    """Of halves, or of signed bytes in a quantized Region; or why it is none."""
+    real = RealView(region) if region.kind == "quantized" else None
+    view = real or region
+    node = view.anchor
     if node.domain or node.op_type != "Conv":
         return "the anchor is not Conv"
     x, weight = node.inputs[0], node.inputs[1]
-    if x is None or weight is None or not region.is_constant(weight) or region.position(x) is None:
+    if x is None or weight is None or not view.is_constant(weight) or view.position(x) is None:
         return "weights are computed at run time"
     shape = static_shape(weight)
     if shape is None or len(shape) != 4 or 0 in shape:
         return "not a 2-D convolution"
-    if weight.dtype not in HALF or x.dtype != weight.dtype:
+    ends = None if real is None else read_ends(real, 0)
+    if isinstance(ends, str):
+        return ends
+    if ends is None and (weight.dtype not in HALF or x.dtype != weight.dtype):
         return "not half precision"
     attrs = region.attrs(node)
     if attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
@@ -93,14 +116,15 @@ def read_convolution(region: RegionView) -> Convolution | str:
         padded, shape[0], (shape[2], shape[3]), tuple(strides), tuple(pads), tuple(dilations), groups
     )
     bias = node.inputs[2] if len(node.inputs) > 2 else None
-    if bias is not None and not region.is_constant(bias):
+    if bias is not None and not view.is_constant(bias):
         return "bias computed at run time"
-    tile = read_tile(region, 1, bias)
+    tile = read_tile(region, 1, bias) if ends is None else ends.tile(1, bias)
     if isinstance(tile, str):
         return tile
-    size = static_shape(node.outputs[0])
-    rows = None if size is None else size[0] * size[2] * size[3]
-    return Convolution(geometry, weight, weight.dtype, tile, rows, region.position(x) or 0, channels)
+    given, size = (None if d is None else tuple(d) for d in (static_shape(x), static_shape(node.outputs[0])))
+    stored, dtype, fill = (weight, weight.dtype, 0) if ends is None else (ends.weight, DT.INT8, ends.image.zero)
+    assert dtype is not None
+    return Convolution(geometry, stored, dtype, tile, given, size, view.position(x) or 0, channels, fill)
 
 
 def matched_convolution(region: RegionView) -> Convolution:
@@ -175,13 +199,15 @@ class ImplicitGemmConv:
         if g.groups != 1:
             return f"{g.groups} groups"
         depth = g.kernel[0] * g.kernel[1] * g.channels
-        found = product_candidates(conv.rows, g.outputs, depth, self._device.num_sms, MAX_CANDIDATES, splits=True)
+        found = product_candidates(
+            conv.rows, g.outputs, depth, self._device.num_sms, MAX_CANDIDATES, splits=True, bytes=conv.element.bytes
+        )
         return [asdict(c) for c in found]
 
     def sources(self, region: RegionView, config: Config) -> list[KernelSource]:
         conv = matched_convolution(region)
         c, arch = GemmConfig(**config), self._device.arch
-        product = implicit_source(region, conv.tile, conv.geometry, conv.dtype, c, arch)
+        product = implicit_source(region, conv.tile, conv.geometry, conv.element, c, arch, conv.fill)
         return [product, *pack_sources(region, conv, self._device)]
 
     def bind(self, region: RegionView, config: Config) -> Kernel:
@@ -265,6 +291,8 @@ class DepthwiseConv:
         g = conv.geometry
         if not g.groups == g.channels == g.outputs:
             return "not one filter a channel"
+        if conv.dtype not in HALF:
+            return "not half precision"
         options = ((8, 64, 4), (16, 64, 4), (32, 32, 4), (4, 128, 4), (32, 64, 8), (16, 32, 2), (4, 64, 2), (64, 32, 4))
         return [{"pixels": p, "width": w, "warps": n} for p, w, n in options]
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from venturi.backends.base import Config, Kernel, RegionView
+from venturi.backends.cuda.codegen.element import HALF
 from venturi.backends.cuda.lib.cublaslt import LtProblem, LtProduct, frozen, library
 from venturi.backends.cuda.tactics.gemm import Linear, aligned, read_linear
 from venturi.backends.cuda.tactics.products import Product
@@ -41,7 +42,7 @@ class CublasLtGemm:
         assert isinstance(made, Linear)
         tile, problem = made.product.tile, read_problem(region, made.product)
         assert isinstance(problem, LtProblem)
-        bias = region.constant(tile.columns[0]).reshape(-1).contiguous() if problem.bias else None
+        bias = tile.column_tensors(region)[0] if problem.bias else None
         product = LtProduct(problem, bias)
         workspace = product.workspace_of(config["algorithm"])
         if workspace is None:
@@ -71,6 +72,8 @@ def read_problem(region: RegionView, made: Product) -> LtProblem | str:
     """The product in cuBLASLt's terms: bias, then residual, then activation, in this order; or what does not fit."""
     if made.rows is None or made.rows == 0:
         return "cuBLASLt algorithms need a fixed number of rows"
+    if made.dtype not in HALF:
+        return "not half precision"
     if made.n % 8 or made.k % 8:
         return f"N={made.n} and K={made.k} must be multiples of 8"
     if len(made.tile.columns) > 1 or len(made.tile.tiles) > 1 or made.tile.output.dtype != made.dtype:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from venturi.backends.base import Config, Kernel, RegionView
+from venturi.backends.cuda.codegen.element import HALF
 from venturi.backends.cuda.device import KernelDevice
 from venturi.backends.cuda.kernel import KernelSource
 from venturi.backends.cuda.lib.cudnn import ConvPlan, ConvProblem
@@ -55,8 +56,8 @@ class CudnnConv:
             return "pads differ from side to side"
         if g.channels % 8 or g.outputs % 8 or g.channels // g.groups % 8:
             return f"{g.channels} to {g.outputs} channels in {g.groups} groups: multiples of 8 are needed"
-        if conv.tile.output.dtype != conv.dtype:
-            return "another output type"
+        if conv.dtype not in HALF or conv.tile.output.dtype != conv.dtype:
+            return "not half precision, or another output type"
         steps = self._steps(region, conv)
         if isinstance(steps, str):
             return steps
@@ -91,7 +92,7 @@ class CudnnConv:
         given = tuple(static_shape(region.anchor.inputs[0]) or ())
         plan, fallback = ConvPlan(problem, config["plan"]), DeviceReference().bind(region, {}).run
         weight, frame = conv.weights(region), ConvFrame(region, conv, self._device)
-        columns = [region.constant(v).reshape(-1).contiguous() for v in conv.tile.columns]
+        columns = conv.tile.column_tensors(region)
         positions = [region.position(v) or 0 for v in conv.tile.tiles]
 
         def run(*args: Any) -> Any:

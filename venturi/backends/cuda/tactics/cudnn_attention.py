@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from venturi.backends.base import Arguments, Config, Kernel, RegionView
-from venturi.backends.cuda.tactics.gemm import HALF
+from venturi.backends.cuda.codegen.element import HALF
 from venturi.backends.cuda.tactics.reference import DeviceReference
 from venturi.backends.sdpa import fit_mask, plain_attention
 from venturi.ir.build import dim

@@ -9,17 +9,19 @@ import onnx_ir as ir
 import torch
 
 from venturi.backends.base import Config, Kernel, RegionView
+from venturi.backends.cuda.codegen.element import HALF
 from venturi.backends.cuda.codegen.tile import read_tile
 from venturi.backends.cuda.device import KernelDevice
 from venturi.backends.cuda.kernel import KernelSource
 from venturi.backends.cuda.tactics.products import Operands, Product, ProductKernel, TileOperands
+from venturi.backends.cuda.tactics.quantized import read_ends
 from venturi.backends.cuda.tactics.reference import DeviceReference
+from venturi.backends.real_view import RealView
 from venturi.ir.build import static_shape
 from venturi.ir.dtypes import DT
 from venturi.ops.tensors import STORAGE
 
 T = torch.Tensor
-HALF = (DT.FLOAT16, DT.BFLOAT16)
 
 
 @dataclass(frozen=True)
@@ -38,35 +40,43 @@ class Linear:
 
 
 def read_linear(region: RegionView) -> Linear | str:
-    """MatMul or Gemm by a constant matrix in half precision, first operand computed; or why it is none."""
-    node = region.anchor
+    """MatMul or Gemm by a constant matrix, first operand computed, of halves or of signed bytes in a quantized Region;
+    or why it is none."""
+    real = RealView(region) if region.kind == "quantized" else None
+    view = real or region
+    node = view.anchor
     if node.domain or node.op_type not in ("MatMul", "Gemm"):
         return "the anchor is not a product"
     x, weight = node.inputs[0], node.inputs[1]
-    if x is None or weight is None or not region.is_constant(weight) or region.position(x) is None:
+    if x is None or weight is None or not view.is_constant(weight) or view.position(x) is None:
         return "the second operand is not constant"
-    shape = static_shape(weight)
-    if shape is None or len(shape) != 2 or weight.dtype not in HALF or x.dtype != weight.dtype:
-        return "not a half-precision matrix"
-    attrs = region.attrs(node)
+    shape, attrs = static_shape(weight), region.attrs(node)
+    if shape is None or len(shape) != 2:
+        return "not a matrix"
     if attrs.get("transA", 0) or attrs.get("alpha", 1.0) != 1.0 or attrs.get("beta", 1.0) != 1.0:
         return "Gemm with transA, alpha or beta"
     transposed = not attrs.get("transB", 0)
     k, n = shape if transposed else reversed(shape)
     if not n or not k:
         return "empty weights"
+    ends = None if real is None else read_ends(real, int(transposed))
+    if isinstance(ends, str):
+        return ends
+    if ends is None and (weight.dtype not in HALF or x.dtype != weight.dtype):
+        return "not half precision"
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if bias is not None and not (
-        region.is_constant(bias) and (static_shape(bias) or [])[-1:] == [n] and _size(bias) == n
+        view.is_constant(bias) and (static_shape(bias) or [])[-1:] == [n] and _size(bias) == n
     ):
         return "Gemm with a bias that is not one constant a column"
-    tile = read_tile(region, -1, bias)
+    tile = read_tile(region, -1, bias) if ends is None else ends.tile(-1, bias)
     if isinstance(tile, str):
         return tile
     lead = static_shape(x)
     rows = None if lead is None else int(torch.Size(lead[:-1]).numel())
-    product = Product(rows, n, k, weight.dtype, tile)
-    return Linear(product, weight, transposed, region.position(x) or 0)
+    stored, dtype = (weight, weight.dtype) if ends is None else (ends.weight, DT.INT8)
+    assert dtype is not None
+    return Linear(Product(rows, n, k, dtype, tile), stored, transposed, view.position(x) or 0)
 
 
 def _size(value: ir.Value) -> int:

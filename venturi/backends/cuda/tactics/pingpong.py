@@ -1,19 +1,25 @@
-"""Large products whose epilogues hide behind the next tile's sums. See codegen/pingpong.py."""
+"""Large products and convolutions whose epilogues hide behind the next tile's sums. See codegen/pingpong.py."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 
-from venturi.backends.base import Config, RegionView
+import torch
+
+from venturi.backends.base import Config, Kernel, RegionView
 from venturi.backends.cuda.codegen.gemm import GemmConfig
-from venturi.backends.cuda.codegen.pingpong import WARPS, pingpong_source
+from venturi.backends.cuda.codegen.pingpong import WARPS, PingpongTile, conv_source, product_source
+from venturi.backends.cuda.codegen.reader import Box, best_box
 from venturi.backends.cuda.device import KernelDevice, Launchable
 from venturi.backends.cuda.kernel import KernelSource
-from venturi.backends.cuda.tactics.early import ARCH
+from venturi.backends.cuda.tactics.conv import ConvFrame, matched_convolution, read_convolution
+from venturi.backends.cuda.tactics.early import ARCH, boxes_obstacle, pixels_of, tap_step
 from venturi.backends.cuda.tactics.products import Operands, Product, num_tiles
 
-# Rows and columns of a tile, steps of 64 in flight.
-TILES = ((128, 128, 6), (64, 256, 4), (64, 128, 8))
+T = torch.Tensor
+# Steps of 128 bytes in flight.
+TILES = (PingpongTile(128, 128, 6), PingpongTile(64, 256, 4), PingpongTile(64, 128, 8))
+NARROW = PingpongTile(128, 64, 8)
 
 
 class PingpongProduct:
@@ -24,16 +30,17 @@ class PingpongProduct:
     def configs(self, p: Product, device: KernelDevice) -> list[Config] | str:
         if device.arch != ARCH:
             return "written for Hopper's warpgroup products"
-        if p.n % 8 or p.k % 8:
-            return f"N={p.n} and K={p.k} must be multiples of 8"
-        found = [GemmConfig(bm, bn, 64, stages, WARPS) for bm, bn, stages in TILES if bn <= p.n]
+        if p.n % p.element.aligned or p.k % p.element.aligned:
+            return f"N={p.n} and K={p.k} must be multiples of {p.element.aligned}"
+        sizes = [t for t in (*TILES, NARROW) if t.columns <= max(p.n, NARROW.columns)]
+        found = [GemmConfig(t.rows, t.columns, p.element.step, t.stages, WARPS) for t in sizes]
         many = [c for c in found if p.rows is None or num_tiles(p.rows, p.n, c) > device.num_sms]
-        if not found:
-            return f"{p.n} columns"
         return [asdict(c) for c in many] or "not more tiles than multiprocessors"
 
     def source(self, region: RegionView, p: Product, config: Config, arch: int) -> KernelSource:
-        return pingpong_source(region, p.tile, p.dtype, GemmConfig(**config), p.n, arch)
+        c = GemmConfig(**config)
+        size = PingpongTile(c.bm, c.bn, c.stages)
+        return product_source(region, p.tile, p.element, size, p.n, p.k, arch)
 
     def launch(self, kernel: Launchable, config: Config, device: KernelDevice, o: Operands) -> None:
         c, (rows, n, k) = GemmConfig(**config), o.sizes
@@ -42,3 +49,52 @@ class PingpongProduct:
 
 
 PINGPONG = PingpongProduct()
+
+
+class PingpongConv:
+    """Convolutions over boxes of the image, more of them than multiprocessors."""
+
+    name = "triton-conv-pingpong"
+
+    def __init__(self, device: KernelDevice) -> None:
+        self._device = device
+
+    def match(self, region: RegionView) -> list[Config] | str:
+        conv = read_convolution(region)
+        if isinstance(conv, str):
+            return conv
+        obstacle = boxes_obstacle(conv, self._device.arch)
+        if obstacle or conv.size is None:
+            return obstacle
+        n, step = conv.geometry.outputs, tap_step(conv)
+        size = conv.size[0], conv.size[2], conv.size[3]
+        found: list[Config] = []
+        for t in (*TILES, NARROW):
+            box = best_box(size, t.rows)
+            many = box.count(size) * -(-n // t.columns) > self._device.num_sms
+            if many and t.columns <= max(n, NARROW.columns):
+                stages = t.stages * conv.element.step // step
+                found.append({**asdict(t), "stages": min(stages, 12), "step": step, "box": list(asdict(box).values())})
+        return found or "not more tiles than multiprocessors"
+
+    def sources(self, region: RegionView, config: Config) -> list[KernelSource]:
+        conv, (size, box, step) = matched_convolution(region), _read(config)
+        return [conv_source(region, conv.tile, conv.element, size, conv.geometry, box, step, self._device.arch)]
+
+    def bind(self, region: RegionView, config: Config) -> Kernel:
+        conv, (size, box, _) = matched_convolution(region), _read(config)
+        g, frame = conv.geometry, ConvFrame(region, conv, self._device)
+        kernel, weight = self._device.kernel(self.sources(region, config)[0]), conv.packed(region)
+
+        def launch(x: T, out: T, tiles: list[T], sizes: list[int]) -> None:
+            images, _, _, p, q = sizes
+            count = box.count((images, p, q)) * -(-g.outputs // size.columns)
+            pointers = [pixels_of(x, g), weight, out, *frame.operands.columns, *tiles]
+            kernel.launch((min(count, self._device.num_sms),), [*pointers, images, p, q, g.outputs])
+
+        return frame.kernel(launch)
+
+
+def _read(config: Config) -> tuple[PingpongTile, Box, int]:
+    size = PingpongTile(config["rows"], config["columns"], config["stages"])
+    return size, Box(*config["box"]), config["step"]

@@ -8,7 +8,7 @@ import torch
 
 from venturi.backends.base import Config, Kernel, RegionView
 from venturi.backends.cuda.codegen.conv import ConvGeometry
-from venturi.backends.cuda.codegen.expressions import WIDE
+from venturi.backends.cuda.codegen.expressions import BYTE_LIMITS, WIDE
 from venturi.backends.cuda.codegen.pool import mean_source, window_source
 from venturi.backends.cuda.device import KernelDevice
 from venturi.backends.cuda.kernel import KernelSource
@@ -26,8 +26,10 @@ def read_window(region: RegionView) -> tuple[ConvGeometry, bool, bool] | str:
     if node.domain or node.op_type not in ("MaxPool", "AveragePool"):
         return "not a window pooling"
     x, channels = node.inputs[0], dim(node.inputs[0], 1)
-    if rank(x) != 4 or channels is None or region.layout != "NHWC" or x is None or x.dtype not in WIDE:
+    if rank(x) != 4 or channels is None or region.layout != "NHWC" or x is None or x.dtype not in (*WIDE, *BYTE_LIMITS):
         return "not NHWC with a fixed number of channels"
+    if x.dtype in BYTE_LIMITS and node.op_type != "MaxPool":
+        return "a mean of integers"
     attrs = region.attrs(node)
     if any(v.uses() or v.is_graph_output() for v in node.outputs[1:]):
         return "the indices are read"

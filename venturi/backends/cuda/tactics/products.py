@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from venturi.backends.base import Config, RegionView
+from venturi.backends.cuda.codegen.element import Element
 from venturi.backends.cuda.codegen.gemm import (
     GemmConfig,
     pointer_source,
@@ -41,6 +42,15 @@ class Product:
     k: int
     dtype: DT
     tile: TileBody
+
+    @property
+    def element(self) -> Element:
+        return Element(self.dtype)
+
+    def candidates(self, num_sms: int, *, splits: bool) -> list[GemmConfig]:
+        return product_candidates(
+            self.rows, self.n, self.k, num_sms, MAX_CANDIDATES, splits=splits, bytes=self.element.bytes
+        )
 
 
 @dataclass(frozen=True)
@@ -83,8 +93,8 @@ def num_tiles(rows: int, n: int, c: GemmConfig) -> int:
 def _tma_obstacle(p: Product, device: KernelDevice) -> str:
     if device.arch < TMA_ARCH:
         return "no tensor memory accelerator"
-    if p.n % 8 or p.k % 8:
-        return f"N={p.n} and K={p.k} must be multiples of 8"
+    if p.n % p.element.aligned or p.k % p.element.aligned:
+        return f"N={p.n} and K={p.k} must be multiples of {p.element.aligned}"
     return f"{p.rows} rows" if p.rows is not None and p.rows < 16 else ""
 
 
@@ -97,16 +107,16 @@ class TmaProduct:
         obstacle = _tma_obstacle(p, device)
         if obstacle:
             return obstacle
-        found = product_candidates(p.rows, p.n, p.k, device.num_sms, MAX_CANDIDATES, splits=False)
+        found = p.candidates(device.num_sms, splits=False)
         doubled = [
             GemmConfig(**{**asdict(c), "waves": 2})
             for i, c in enumerate(found)
-            if c.bm * c.bn <= 128 * 128 and (i < 3 or c.stages == 2 or c.bk == 32)
+            if c.bm * c.bn <= 128 * 128 and (i < 3 or c.stages == 2 or c.bk == p.element.step // 2)
         ]
         return [asdict(c) for c in (*found, *doubled)]
 
     def source(self, region: RegionView, p: Product, config: Config, arch: int) -> KernelSource:
-        return tma_source(region, p.tile, p.dtype, GemmConfig(**config), arch)
+        return tma_source(region, p.tile, p.element, GemmConfig(**config), arch)
 
     def launch(self, kernel: Launchable, config: Config, device: KernelDevice, o: Operands) -> None:
         c, (rows, n, _) = GemmConfig(**config), o.sizes
@@ -123,11 +133,11 @@ class TmaSplitProduct:
         obstacle = _tma_obstacle(p, device) or ("" if p.rows else "the number of rows is not fixed")
         if obstacle:
             return obstacle
-        found = product_candidates(p.rows, p.n, p.k, device.num_sms, MAX_CANDIDATES, splits=True)
+        found = p.candidates(device.num_sms, splits=True)
         return [asdict(c) for c in found if c.bm >= 64] or "no tile of 64 rows fits"
 
     def source(self, region: RegionView, p: Product, config: Config, arch: int) -> KernelSource:
-        return tma_split_source(region, p.tile, p.dtype, GemmConfig(**config), arch)
+        return tma_split_source(region, p.tile, p.element, GemmConfig(**config), arch)
 
     def launch(self, kernel: Launchable, config: Config, device: KernelDevice, o: Operands) -> None:
         _launch_split(kernel, GemmConfig(**config), o)
@@ -139,12 +149,12 @@ class PointerProduct:
     suffix = ""
 
     def configs(self, p: Product, device: KernelDevice) -> list[Config] | str:
-        found = product_candidates(p.rows, p.n, p.k, device.num_sms, MAX_CANDIDATES, splits=True)
+        found = p.candidates(device.num_sms, splits=True)
         return [asdict(c) for c in found]
 
     def source(self, region: RegionView, p: Product, config: Config, arch: int) -> KernelSource:
         c, wide = GemmConfig(**config), p.n % 16 == 0 and p.k % 16 == 0
-        return pointer_source(region, p.tile, p.dtype, c, arch, p.k % c.bk == 0, wide)
+        return pointer_source(region, p.tile, p.element, c, arch, p.k % c.bk == 0, wide)
 
     def launch(self, kernel: Launchable, config: Config, device: KernelDevice, o: Operands) -> None:
         _launch_split(kernel, GemmConfig(**config), o)
@@ -170,7 +180,7 @@ class VectorProduct:
 
     def source(self, region: RegionView, p: Product, config: Config, arch: int) -> KernelSource:
         size = (config["columns"], config["depth"], config["warps"])
-        return vector_source(region, p.tile, p.dtype, *size, arch)
+        return vector_source(region, p.tile, p.element, *size, arch)
 
     def launch(self, kernel: Launchable, config: Config, device: KernelDevice, o: Operands) -> None:
         rows, n, _ = o.sizes
@@ -185,7 +195,7 @@ class TileOperands:
     """The epilogue's constants (flat, on the device) and the positions of its computed tiles."""
 
     def __init__(self, region: RegionView, tile: TileBody) -> None:
-        self.columns = [region.constant(v).reshape(-1).contiguous() for v in tile.columns]
+        self.columns = tile.column_tensors(region)
         self.positions: list[int] = [region.position(v) or 0 for v in tile.tiles]
 
     def tiles(self, args: Sequence[Any]) -> list[T]:

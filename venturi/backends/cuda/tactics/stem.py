@@ -64,20 +64,23 @@ class StemConv:
         conv, stem = found
         depth = stem.taps[0] * stem.row
         sms = self._device.num_sms
-        wanted = product_candidates(conv.rows, stem.source.outputs, depth, sms, 4 * MAX_CANDIDATES, splits=True)
+        wanted = product_candidates(
+            conv.rows, stem.source.outputs, depth, sms, 4 * MAX_CANDIDATES, splits=True, bytes=conv.element.bytes
+        )
         fits = [c for c in wanted if stem.row % c.bk == 0]
         if not fits:
-            fits = [GemmConfig(bm, bn, 16, 4, 4) for bm, bn in ((128, 32), (64, 32), (128, 64))]
+            fits = [GemmConfig(bm, bn, conv.element.depth, 4, 4) for bm, bn in ((128, 32), (64, 32), (128, 64))]
             fits = [c for c in fits if stem.row % c.bk == 0]
-        cached = [GemmConfig(*c) for c in CACHED if c[1] <= max(16, stem.source.outputs) and stem.row % c[2] == 0]
+        cached = [GemmConfig(*c) for c in CACHED if c[1] <= max(16, stem.source.outputs)]
+        cached = [c for c in cached if stem.row % c.bk == 0 and c.bk >= conv.element.depth]
         return [asdict(c) for c in (*fits[:MAX_CANDIDATES], *cached)] or f"rows of {stem.row} taps"
 
     def sources(self, region: RegionView, config: Config) -> list[KernelSource]:
         found = read_stem(region)
         assert not isinstance(found, str)
         (conv, stem), arch = found, self._device.arch
-        product = stem_source(region, conv.tile, stem, conv.dtype, GemmConfig(**config), arch)
-        return [blocks_source(region, stem, conv.dtype, arch), product]
+        product = stem_source(region, conv.tile, stem, conv.element, GemmConfig(**config), arch)
+        return [blocks_source(region, stem, conv.dtype, arch, conv.fill), product]
 
     def bind(self, region: RegionView, config: Config) -> Kernel:
         found = read_stem(region)

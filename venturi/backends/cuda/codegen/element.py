@@ -1,0 +1,63 @@
+"""What tensor cores multiply: halves summed in fp32, or signed bytes summed in 32-bit integers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from venturi.ir.dtypes import DT
+
+HALF = (DT.FLOAT16, DT.BFLOAT16)
+MULTIPLIED = (*HALF, DT.INT8)
+_ROW_BYTES = 128
+_DEPTH_BYTES = 32
+_WIDEST = {1: 128, 2: 256}
+
+
+@dataclass(frozen=True)
+class Element:
+    """Of both operands. `sums` is Triton's name of the sums' type, `partial` that of a pointer to them."""
+
+    dtype: DT
+
+    @property
+    def bytes(self) -> int:
+        return 1 if self.dtype == DT.INT8 else 2
+
+    @property
+    def sums(self) -> str:
+        return "tl.int32" if self.dtype == DT.INT8 else "tl.float32"
+
+    @property
+    def partial(self) -> str:
+        return "*i32" if self.dtype == DT.INT8 else "*fp32"
+
+    @property
+    def zero(self) -> str:
+        return "0" if self.dtype == DT.INT8 else "0.0"
+
+    @property
+    def step(self) -> int:
+        """Elements of a swizzled row of shared memory."""
+        return _ROW_BYTES // self.bytes
+
+    @property
+    def depth(self) -> int:
+        """Products along K of one instruction."""
+        return _DEPTH_BYTES // self.bytes
+
+    @property
+    def aligned(self) -> int:
+        """Elements of 16 bytes: what the tensor memory accelerator wants rows to be multiples of."""
+        return 16 // self.bytes
+
+    def sums_layout(self, warps: int, columns: int) -> str:
+        """Gluon's layout of sums by warpgroup products. Triton has no instruction for 256 columns of integers."""
+        return (
+            f"gl.NVMMADistributedLayout([3, 0], [{warps}, 1], [16, {min(columns, _WIDEST[self.bytes])}, {self.depth}])"
+        )
+
+    def shared(self, step: int, rank: int = 2) -> str:
+        """Gluon's layout of a tile whose rows have `step` elements."""
+        return (
+            f"NVMMASharedLayout(swizzle_byte_width={step * self.bytes}, element_bitwidth={8 * self.bytes}, rank={rank})"
+        )

@@ -1,0 +1,117 @@
+"""Where the operands and results of a step of a product or a convolution lie, for kernels fed by the tensor memory
+accelerator.
+
+A convolution is a product whose steps are channels of one tap: its rows are boxes of the image, moved by the tap, and
+what lies outside the image arrives as zeros.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from venturi.backends.cuda.codegen.conv import ConvGeometry
+
+SIDES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+@dataclass(frozen=True)
+class Box:
+    """`height` x `width` pixels of `images`: the rows of a tile of a convolution."""
+
+    images: int
+    height: int
+    width: int
+
+    def count(self, size: tuple[int, int, int]) -> int:
+        """How many cover [images, P, Q]."""
+        images, p, q = size
+        return -(-images // self.images) * -(-p // self.height) * -(-q // self.width)
+
+
+def best_box(size: tuple[int, int, int], rows: int) -> Box:
+    """The squarest of the boxes of `rows` pixels that cover [images, P, Q] with the fewest: its taps overlap most.
+
+    >>> best_box((128, 56, 56), 128), best_box((128, 7, 7), 128), best_box((1, 14, 14), 64)
+    (Box(images=2, height=8, width=8), Box(images=128, height=1, width=1), Box(images=1, height=8, width=8))
+    """
+    boxes = [
+        Box(g, rows // g // w, w) for g in SIDES for w in SIDES if w * g <= rows and (g == 1 or g <= size[0])
+    ]  # fmt: skip
+    boxes.sort(key=lambda b: (b.images, b.height + b.width))
+    return min(boxes, key=lambda b: b.count(size))
+
+
+@dataclass(frozen=True)
+class Reader:
+    """`columns` of the result, the `count` of steps of `step` elements, and text.
+
+    `tiles` says how many tiles of rows there are, `steps` how many steps; `locate` places tile `pm`; `step_lines` and
+    `coordinates` say where the image's operand of step `k` begins; `row` is the first row of a tile, where rows are
+    numbered, and `address` where a tile's rows `m` and columns `n` are stored. `block` is the image's box of a step.
+    """
+
+    columns: int
+    count: int
+    step: int
+    sizes: tuple[str, ...]
+    tiles: str
+    steps: str
+    locate: list[str]
+    coordinates: str
+    step_lines: list[str]
+    block: tuple[int, ...]
+    row: str
+    address: list[str]
+
+
+def product_reader(n: int, k: int, bm: int, step: int) -> Reader:
+    """D[M, n] = A[M, k] @ B[n, k]^T in tiles of `bm` rows."""
+    return Reader(
+        n, -(-k // step), step,
+        ("M", "N", "K"), "tl.cdiv(M, BM)", f"tl.cdiv(K, {step})", [], f"[pm * BM, k * {step}]", [], (bm, step),
+        "pm * BM",
+        ["mask = (m < M)[:, None] & (n < N)[None, :]", "at = m.to(tl.int64)[:, None] * N + n[None, :]"],
+    )  # fmt: skip
+
+
+def conv_reader(g: ConvGeometry, box: Box, step: int) -> Reader:
+    """Weights are [outputs, taps * channels]. Stride 1 reads the image as [images, H, W, C], stride 2 as
+    [images, H / 2, 2, W / 2, 2 * C]."""
+    per_tap, taps = g.channels // step, g.kernel[0] * g.kernel[1]
+    halves = g.strides[0] == 2
+    offset = [
+        f"tap = k // {per_tap}",
+        f"r = (tap // {g.kernel[1]}) * {g.dilations[0]} - {g.pads[0]}",
+        f"s = (tap % {g.kernel[1]}) * {g.dilations[1]} - {g.pads[1]}",
+        f"channel = (k % {per_tap}) * {step}",
+    ]
+    if halves:
+        coordinates = f"[image, p0 + (r >> 1), r & 1, q0 + (s >> 1), (s & 1) * {g.channels} + channel]"
+    else:
+        coordinates = "[image, p0 + r, q0 + s, channel]"
+    return Reader(
+        g.outputs,
+        taps * per_tap,
+        step,
+        ("images", "P", "Q", "N"),
+        f"tl.cdiv(images, {box.images}) * tl.cdiv(P, {box.height}) * tl.cdiv(Q, {box.width})",
+        str(taps * per_tap),
+        [
+            f"across = tl.cdiv(Q, {box.width})",
+            f"down = tl.cdiv(P, {box.height})",
+            f"image = pm // (across * down) * {box.images}",
+            f"p0 = ((pm // across) % down) * {box.height}",
+            f"q0 = (pm % across) * {box.width}",
+        ],
+        coordinates,
+        offset,
+        (box.images, box.height, 1, box.width, step) if halves else (box.images, box.height, box.width, step),
+        "0",
+        [
+            f"item = image + m // {box.height * box.width}",
+            f"p = p0 + m // {box.width} % {box.height}",
+            f"q = q0 + m % {box.width}",
+            "mask = ((item < images) & (p < P) & (q < Q))[:, None] & (n < N)[None, :]",
+            "at = ((item * P + p) * Q + q).to(tl.int64)[:, None] * N + n[None, :]",
+        ],
+    )
