@@ -8,7 +8,7 @@ import venturi as vt
 from tests.backends.cuda.test_early import matched, weight
 from tests.gpu.test_cuda_early import check, device  # noqa: F401
 from venturi.backends.cuda.tactics.gemm import Gemm
-from venturi.backends.cuda.tactics.pingpong import PINGPONG
+from venturi.backends.cuda.tactics.pingpong import PINGPONG, PingpongConv
 
 pytestmark = pytest.mark.gpu
 
@@ -21,3 +21,21 @@ def test_products(device, rows, n, k, activation):  # noqa: F811
     tactic = Gemm(device, PINGPONG)
     region, candidates = matched(net, tactic)
     check(region, tactic, candidates, rows, k)
+
+
+@pytest.mark.parametrize(
+    "shape, k, attrs",
+    [
+        ((64, 64, 28, 28), 64, {"pads": [1, 1, 1, 1]}),
+        ((33, 128, 15, 13), 136, {"pads": [1, 0, 1, 2]}),
+        ((40, 128, 28, 28), 256, {"pads": [1, 1, 1, 1], "strides": [2, 2]}),
+    ],
+    ids=str,
+)
+def test_convolutions(device, shape, k, attrs):  # noqa: F811
+    net = vt.Network()
+    net.output("y", net.relu(net.conv(net.input("x", shape), weight(k, shape[1], 3, 3), weight(k), **attrs)))
+    tactic = PingpongConv(device)
+    region, candidates = matched(net, tactic)
+    assert not isinstance(candidates, str), candidates
+    check(region, tactic, candidates, *shape)
