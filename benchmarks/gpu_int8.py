@@ -1,7 +1,9 @@
 """ResNet-50 in bytes on a GPU. `python -m benchmarks.gpu_int8 make FILE --batch 128`, then `run FILE` where the GPU is.
 
 The file is onnxruntime's static quantization (Q/DQ, signed bytes, symmetric, int8 weights a channel, calibrated on one
-random input) of the network that benchmarks/gpu.py measures. Peer: torch.compile of that network in fp16, same run.
+random input) of the network that benchmarks/gpu.py measures. `--placement inputs` puts pairs where TensorRT's guide
+wants them: on what convolutions, products and poolings read and on one side of each addition, so that convolution,
+addition and activation round once. `all` is onnxruntime's default, three roundings there. Peer: torch.compile of that network in fp16, same run.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from benchmarks.gpu import _steps, compiled_ms, host_us, median_ms
 from benchmarks.gpu_models import example, make
 
 
-def make_file(target: Path, batch: int) -> None:
+def make_file(target: Path, batch: int, everywhere: bool) -> None:
     """Quantize for one image, then say that there are `batch`."""
     import onnx
     import onnx_ir as ir
@@ -39,12 +41,18 @@ def make_file(target: Path, batch: int) -> None:
     whole = target.with_suffix(".fp32.onnx")
     with torch.no_grad():
         ir.save(export(make("resnet50").float(), (example("resnet50", 1).float(),), None), whole)
+    options: dict[str, Any] = {"ActivationSymmetric": True}
+    if not everywhere:
+        options["OpTypesToExcludeOutputQuantization"] = ["Conv", "Gemm", "Add"]
     quantize_static(
         str(whole), str(target), Once(), quant_format=QuantFormat.QDQ, activation_type=QuantType.QInt8,
-        weight_type=QuantType.QInt8, per_channel=True, extra_options={"ActivationSymmetric": True},
+        weight_type=QuantType.QInt8, per_channel=True, extra_options=options,
+        op_types_to_quantize=None if everywhere else ["Conv", "Gemm", "Add", "MaxPool"],
     )  # fmt: skip
     whole.unlink()
     model = onnx.load(target)
+    if not everywhere:
+        _one_side(model)
     shapes = {n.input[1] for n in model.graph.node if n.op_type == "Reshape"}
     for tensor in model.graph.initializer:
         if tensor.name in shapes:
@@ -54,6 +62,19 @@ def make_file(target: Path, batch: int) -> None:
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_value = batch
     onnx.save(model, target)
+
+
+def _one_side(model: Any) -> None:
+    """Additions read a convolution's result as it is, on their first side where both come from one."""
+    made = {o: n for n in model.graph.node for o in n.output}
+    for node in model.graph.node:
+        if node.op_type != "Add":
+            continue
+        for i, name in enumerate(node.input):
+            before = made[made[made[name].input[0]].input[0]]
+            if before.op_type == "Conv":
+                node.input[i] = before.output[0]
+                break
 
 
 def run(path: Path, level: int, peer: bool, out: Path | None) -> dict[str, Any]:
@@ -92,12 +113,13 @@ def main() -> None:
     parser.add_argument("action", choices=["make", "run"])
     parser.add_argument("file", type=Path)
     parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--placement", choices=["inputs", "all"], default="inputs")
     parser.add_argument("--level", type=int, default=3)
     parser.add_argument("--no-peer", action="store_true")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     if args.action == "make":
-        make_file(args.file, args.batch)
+        make_file(args.file, args.batch, args.placement == "all")
     else:
         print(json.dumps(run(args.file, args.level, not args.no_peer, args.out)), flush=True)
 

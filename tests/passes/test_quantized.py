@@ -17,14 +17,14 @@ from venturi.passes.rewriting import PassContext
 
 
 class Sketch(Model):
-    def optimize(self, shape: Any, outputs: list[str], fuses: bool = True) -> Any:
+    def optimize(self, shape: Any, outputs: list[str], fuses: bool = True, context: PassContext | None = None) -> Any:
         """The optimized model; its results are those of the model as it was, to one step of quantization."""
         given = [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)]
         out = [helper.make_tensor_value_info(o, TensorProto.FLOAT, None) for o in outputs]
         graph = helper.make_graph(self.nodes, "g", given, out, self.weights)
         made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
         before, after = import_onnx(made), import_onnx(made)
-        run_pipeline(after, PassContext(fuses_quantized=fuses))
+        run_pipeline(after, context or PassContext(fuses_quantized=fuses))
         x = {"x": np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
         want, got = Interpreter(before.graph).run(x), Interpreter(after.graph).run(x)
         for name, value in want.items():
@@ -112,3 +112,72 @@ def test_a_quantized_graph_output_keeps_its_node() -> None:
     z = m.add("DequantizeLinear", [y, *at])
     made = m.optimize(SHAPE, [z])
     assert ops(made)["QuantizeLinear"] == 1
+
+
+def test_rounding_goes_in_front_of_a_pooling() -> None:
+    m = Sketch("s8")
+    y = m.add("MaxPool", [m.add("Relu", [m.conv(m.quantized("x", 0.02, 7), 16, 8)])], kernel_shape=[2, 2])
+    made = m.optimize(SHAPE, [m.quantized(y, 0.05, 9)])
+    assert [n.op_type for n in made.graph] == ["QuantizeLinear", "Region", "MaxPool", "DequantizeLinear"]
+
+
+@pytest.mark.parametrize("case", ["may be NaN", "another reader", "an average"])
+def test_rounding_stays_behind_a_pooling(case: str) -> None:
+    m = Sketch("s8")
+    x = "x" if case == "may be NaN" else m.conv(m.quantized("x", 0.02, 7), 16, 8)
+    y = m.add("AveragePool" if case == "an average" else "MaxPool", [x], kernel_shape=[2, 2])
+    more = [m.add("Sigmoid", [y])] if case == "another reader" else []
+    made = m.optimize(SHAPE, [m.quantized(y, 0.05, 9), *more])
+    pool = next(n for n in made.graph if n.op_type in ("MaxPool", "AveragePool"))
+    assert pool.outputs[0].dtype == TensorProto.FLOAT
+
+
+def signed(m: Sketch, output: str) -> Any:
+    """Optimized for a device that takes signed bytes and rounds within Regions."""
+    context = PassContext(fuses_quantized=True, signed_bytes=True, rounds_between=True)
+    return m.optimize(SHAPE, [output], context=context)
+
+
+@pytest.mark.parametrize("zero", [0, 30, 255])
+def test_bytes_become_signed(zero: int) -> None:
+    m = Sketch("u8")
+    y = m.quantized(m.add("Relu", [m.conv(m.quantized("x", 0.02, zero), 16, 8)]), 0.05, zero)
+    made = signed(m, y)
+    assert not any(v.dtype == TensorProto.UINT8 for n in made.graph for v in n.outputs)
+
+
+def test_bytes_that_leave_the_model_stay_unsigned() -> None:
+    m = Sketch("u8")
+    at = m.numbers(0.05, 9)
+    y = m.add("QuantizeLinear", [m.conv(m.quantized("x", 0.02, 7), 16, 8), *at])
+    made = signed(m, y)
+    assert any(v is not None and v.dtype == TensorProto.UINT8 for n in made.graph for v in n.inputs)
+
+
+def test_a_chain_of_roundings_is_one_region() -> None:
+    m = Sketch("s8")
+    x = m.quantized("x", 0.02, 3)
+    y = m.quantized(m.conv(x, 8, 8), 0.05, 9)
+    y = m.quantized(m.add("Add", [y, x]), 0.07, 1)
+    made = signed(m, m.quantized(m.add("Relu", [y]), 0.05, 2))
+    pair = "QuantizeLinear+DequantizeLinear"
+    inside = f"{'DequantizeLinear+' * 3}Conv+{pair}+Add+{pair}+Relu+QuantizeLinear"
+    assert regions(made) == [f"quantized:{inside}"]
+
+
+def test_the_branch_that_rounds_less_takes_the_addition() -> None:
+    m = Sketch("s8")
+    x = m.quantized("x", 0.02, 3)
+    side = m.quantized(m.conv(x, 8, 8), 0.05, 9)
+    y = m.quantized(m.add("Relu", [m.add("Add", [m.conv(x, 8, 8), side])]), 0.05, 2)
+    plain, whole_chain = sorted(regions(signed(m, y)), key=len)
+    assert plain == PLAIN
+    assert whole_chain == "quantized:DequantizeLinear+DequantizeLinear+DequantizeLinear+Conv+Add+Relu+QuantizeLinear"
+
+
+def test_a_rounding_that_others_read_ends_the_region() -> None:
+    m = Sketch("s8")
+    x = m.quantized("x", 0.02, 3)
+    y = m.quantized(m.conv(x, 8, 8), 0.05, 9)
+    total = m.quantized(m.add("Add", [m.add("Relu", [m.add("Add", [y, x])]), y]), 0.07, 1)
+    assert regions(signed(m, total))[0] == PLAIN

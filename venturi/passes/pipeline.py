@@ -79,6 +79,7 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("fuse-horizontal", horizontal.run, nested=False),
     Pass("remove-dead-2", clean.remove_dead),
     Pass("sign-bytes", quantized.make_signed, nested=False),
+    Pass("hoist-quantize", quantized.hoist, nested=False),
     Pass("sink-dequantize", quantized.sink, nested=False),
     Pass("fuse-quantized", quantized.fuse, nested=False),
     Pass("fuse-epilogues", epilogue.run, nested=False),

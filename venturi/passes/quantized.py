@@ -1,10 +1,11 @@
 """Quantized models (Q/DQ): what only moves or compares numbers works on integers, contractions keep both ends.
 
 DequantizeLinear -> MaxPool, Reshape, Transpose or Flatten becomes the operator on integers, dequantized afterwards:
-they keep the order of numbers and make none. A QuantizeLinear that undoes the DequantizeLinear in front of it goes.
-A convolution or product of dequantized operands becomes a Region from its DequantizeLinear nodes to the QuantizeLinear
-behind it, bias, residual and activation in between; other readers of a dequantized value keep their own. Devices that
-can round in between also take what follows a QuantizeLinear, up to another one.
+they keep the order of numbers and make none. QuantizeLinear goes in front of a MaxPool of what dequantized operands
+make (no NaN is there, whose place in the order integers would lose). A QuantizeLinear that undoes the DequantizeLinear
+in front of it goes. A convolution or product of dequantized operands becomes a Region from its DequantizeLinear nodes
+to the QuantizeLinear behind it, bias, residual and activation in between; other readers of a dequantized value keep
+their own. Devices that can round in between also take what follows a QuantizeLinear, up to another one.
 
 Only for devices whose kernels take integers in and give them out. Where those must be signed, what a QuantizeLinear
 makes for DequantizeLinear nodes alone becomes int8, its zero 128 lower.
@@ -47,6 +48,35 @@ def make_signed(graph: ir.Graph, ctx: PassContext) -> None:
             user.replace_input_with(2, signed)
         node.attributes.pop("output_dtype", None)
         small.type = ir.TensorType(DT.INT8)
+
+
+def hoist(graph: ir.Graph, ctx: PassContext) -> None:
+    for node in list(graph):
+        pool = producer(node.inputs[0], "MaxPool") if node.op_type == "QuantizeLinear" and not node.domain else None
+        if not ctx.fuses_quantized or node.graph is not graph or pool is None or not per_tensor(node):
+            continue
+        if single_use(pool.outputs[0]) is not node or any(v.uses() for v in pool.outputs[1:]):
+            continue
+        if node.outputs[0].is_graph_output() or not _finite(pool.inputs[0]):
+            continue
+        if not ctx.take():
+            return
+        before = ir.Node("", "QuantizeLinear", [pool.inputs[0], *node.inputs[1:]], list(node.attributes.values()))
+        after = ir.Node("", "MaxPool", [before.outputs[0]], list(pool.attributes.values()))
+        substitute([pool, node], [before, after], [(node.outputs[0], after.outputs[0])])
+
+
+def _finite(value: ir.Value | None) -> bool:
+    """Whether a value is a contraction of dequantized operands and a constant bias, perhaps behind a Relu."""
+    relu = producer(value, "Relu")
+    made = producer(value if relu is None else relu.inputs[0], *_CONTRACTIONS)
+    return made is not None and _quantized(made) and all(map(_constant, made.inputs[2:]))
+
+
+def _constant(value: ir.Value | None) -> bool:
+    back = producer(value, "DequantizeLinear")
+    stored = value if back is None else back.inputs[0]
+    return stored is None or stored.const_value is not None
 
 
 def sink(graph: ir.Graph, ctx: PassContext) -> None:
@@ -109,11 +139,17 @@ def _quantizer(chain: list[ir.Node]) -> ir.Node | None:
 
 
 def _rest(end: ir.Node, kind: str) -> list[ir.Node]:
-    """The DequantizeLinear behind a QuantizeLinear, and what follows it in one kernel."""
+    """The DequantizeLinear behind a QuantizeLinear, and what follows it in one kernel.
+
+    Not an Add whose other side is a contraction's own result: that one takes the Add, and rounds less.
+    """
     back = single_use(end.outputs[0])
     if back is None or back.op_type != "DequantizeLinear" or not per_tensor(back) or not _same_numbers(back, end):
         return []
-    return chain_of(back, kind)
+    rest = chain_of(back, kind)
+    others = [v for n in rest if n.op_type == "Add" for v in n.inputs if v is not None and v.producer() not in rest]
+    taken = [v for v in others if single_use(v) is not None and producer(v, *_CONTRACTIONS) is not None]
+    return [] if taken else rest
 
 
 def _quantized(node: ir.Node) -> bool:

@@ -23,7 +23,7 @@ from venturi.backends.cuda.tactics.pingpong import PINGPONG, PingpongConv
 from venturi.backends.cuda.tactics.pool import ImageMean, WindowPool
 from venturi.backends.cuda.tactics.products import POINTERS, TMA, TMA_SPLIT, VECTOR
 from venturi.backends.cuda.tactics.reference import DeviceReference
-from venturi.backends.cuda.tactics.stem import StemConv
+from venturi.backends.cuda.tactics.stem import StemConv, StemPingpong
 from venturi.backends.sdpa import SdpaAttention
 
 
@@ -49,6 +49,7 @@ def cuda_backend(device: KernelDevice, place: torch.device) -> Backend:
         PingpongConv(device),
         PixelProduct(device, TMA),
         PixelProduct(device, TMA_SPLIT),
+        StemPingpong(device),
         StemConv(device),
         ImplicitGemmConv(device),
         CudnnConv(device),

@@ -21,6 +21,8 @@ def window_source(
     outside = "0.0" if mean else lowest
     first = "tl.zeros((BM, BN), tl.float32)" if mean else 'tl.full((BM, BN), float("-inf"), tl.float32)'
     step = "acc += x" if mean else "acc = tl.maximum(acc, x, propagate_nan=tl.PropagateNan.ALL)"
+    if dtype in BYTE_LIMITS:
+        first, step = f"tl.full((BM, BN), {lowest}, {STORE_TYPES[dtype]})", "acc = tl.maximum(acc, x)"
     divisor = str(rows * cols) if padded else "seen.to(tl.float32)[:, None]"
     count = [f"acc = acc / {divisor}"] if mean else []
     lines = [
@@ -40,7 +42,7 @@ def window_source(
         "        pixel = image + (h * W + v) * N",
         "        inside = ok[:, None] & (n < N)[None, :]",
         f"        x = tl.load(pixel[:, None] + n[None, :], mask=inside, other={outside})",
-        "        x = x.to(tl.float32)",
+        *([] if dtype in BYTE_LIMITS else ["        x = x.to(tl.float32)"]),
         f"        {step}",
         "        seen += ok.to(tl.int32)",
         *count,

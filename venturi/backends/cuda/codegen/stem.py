@@ -53,6 +53,11 @@ class StemGeometry:
         return covered != self.source.kernel
 
     @property
+    def by_rows(self) -> ConvGeometry:
+        """The stride-1 form with whole rows of taps as the channels of overlapping pixels."""
+        return ConvGeometry(self.row, self.source.outputs, (self.taps[0], 1), (1, 1), (0, 0, 0, 0), (1, 1), 1)
+
+    @property
     def row(self) -> int:
         """Contiguous elements of one row of taps."""
         return self.taps[1] * self.width

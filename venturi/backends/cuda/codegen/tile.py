@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 import torch
 
 from venturi.backends.base import RegionView
-from venturi.backends.cuda.codegen.expressions import BYTE_LIMITS, STORE_TYPES, TRITON_TYPES, WIDE, Body
+from venturi.backends.cuda.codegen.expressions import TRITON_TYPES, WIDE, Body
 from venturi.backends.cuda.codegen.pointwise import scalar_text
-from venturi.backends.real_view import Numbers, RealView
+from venturi.backends.real_view import RealView
 from venturi.ir.build import static_shape
 from venturi.ir.dtypes import DT
 
@@ -72,7 +72,7 @@ def read_tile(region: RegionView, channel_axis: int, bias: ir.Value | None) -> T
     out = anchor.outputs[0]
     if out.shape is None or output.dtype not in WIDE or list(output.shape or ()) != list(out.shape):
         return "the epilogue changes the shape or leaves floating point"
-    operands = _Operands(region, channel_axis, [] if bias is None else [bias], [])
+    operands = Operands(region, channel_axis, [] if bias is None else [bias])
     body = operands.read("acc" if bias is None else "biased")
     if isinstance(body, str):
         return body
@@ -81,53 +81,44 @@ def read_tile(region: RegionView, channel_axis: int, bias: ir.Value | None) -> T
     return TileBody(tuple(operands.columns), tuple(operands.tiles), lines, output)
 
 
-def read_quantized_tile(real: RealView, channel_axis: int, columns: Sequence[Computed], out: Numbers) -> TileBody | str:
-    """The epilogue of a quantized Region. `columns` make a sum real: a factor, and a summand if there is one."""
-    output, last = real.outputs[0], real.nodes[-1].outputs[0]
-    made = real.anchor.outputs[0]
-    if len(real.outputs) != 1 or made.shape is None or list(output.shape or ()) != list(made.shape):
-        return "more than one output, or the epilogue changes the shape"
-    operands = _Operands(real, channel_axis, list(columns), [])
-    body = operands.read("real")
-    if isinstance(body, str):
-        return body
-    lines = ["real = acc.to(tl.float32) * b0" + (" + b1" if len(columns) > 1 else ""), *body.lines]
-    result = body.names[last]
-    if real.end is not None:
-        low, high = BYTE_LIMITS[out.dtype]
-        at = operands.numbers(1.0 / out.scale, float(out.zero))
-        result = f"_quantized({result} * b{at}_0, b{at}_1.to(tl.int32), {low}, {high}).to({STORE_TYPES[out.dtype]})"
-    return TileBody(tuple(operands.columns), tuple(operands.tiles), (*lines, f"result = {result}"), output)
-
-
 @dataclass
-class _Operands:
+class Operands:
     """What the nodes after an anchor read, found out while their statements are written."""
 
     region: RegionView
     axis: int
-    columns: list[ir.Value | Computed]
-    tiles: list[ir.Value]
+    columns: list[ir.Value | Computed] = field(default_factory=list)
+    tiles: list[ir.Value] = field(default_factory=list)
+
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        found = next(
+            (self.region.constant(v) for v in self.region.formal if v is not None and self.region.is_constant(v)), None
+        )
+        return torch.device("cpu") if found is None else found.device
 
     def read(self, start: str) -> Body | str:
-        """The statements, `start` being the anchor's output."""
-        out = self.region.anchor.outputs[0]
-        body = Body(self.region, {out: start})
+        """The statements of the nodes after the anchor, `start` being the anchor's output."""
+        body = Body(self.region, {self.region.anchor.outputs[0]: start})
         for node in self.region.nodes[1:]:
-            for value in node.inputs:
-                if value is None or value in body.names or not self.region.is_input(value):
-                    continue
-                text = self._operand(value, out)
-                if text is None:
-                    return f"{node.op_type} reads {value.name!r}, neither one value a column nor of the output's shape"
-                body.names[value] = text
+            reason = self.bind(node, body)
+            if reason:
+                return reason
         for node in self.region.nodes[1:]:
-            if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-                if not self._round(node, body):
-                    return f"{node.op_type} with more than one scale"
-            elif not body.add(node):
+            if not body.add(node):
                 return f"no expression for {node.op_type}"
         return body
+
+    def bind(self, node: ir.Node, body: Body) -> str:
+        """Name what `node` reads from outside; a text says what has no place in a tile."""
+        for value in node.inputs:
+            if value is None or value in body.names or not self.region.is_input(value):
+                continue
+            text = self._operand(value, self.region.anchor.outputs[0])
+            if text is None:
+                return f"{node.op_type} reads {value.name!r}, neither one value a column nor of the output's shape"
+            body.names[value] = text
+        return ""
 
     def _operand(self, value: ir.Value, out: ir.Value) -> str | None:
         text = scalar_text(self.region, value)
@@ -137,16 +128,17 @@ class _Operands:
             return None
         size, rank = static_shape_of(out, self.axis), len(out.shape or ())
         if self.region.is_constant(value) and is_column(static_shape(value), size, rank, self.axis):
-            quantized = isinstance(self.region, RealView) and self.region.dequantizer(value) is not None
-            self.columns.append(Computed(lambda: self.region.constant(value)) if quantized else value)
+            if isinstance(self.region, RealView) and self.region.dequantizer(value) is not None:
+                return self.column(lambda: self.region.constant(value))
+            self.columns.append(value)
             return f"b{len(self.columns) - 1}"
         same = out.shape is not None and list(value.shape) == list(out.shape)
         if not same or not all(isinstance(d, int) or d.value is not None for d in value.shape):
             return None
         back = self.region.dequantizer(value) if isinstance(self.region, RealView) else None
-        return self._tile(value) if back is None else self._dequantized(back)
+        return self.tile(value) if back is None else self._dequantized(back)
 
-    def _tile(self, value: ir.Value) -> str:
+    def tile(self, value: ir.Value) -> str:
         self.tiles.append(value)
         return f"t{len(self.tiles) - 1}"
 
@@ -156,33 +148,17 @@ class _Operands:
         found = self.region.numbers(back, stored)
         if found is None or stored is None:
             return None
-        at = self.numbers(found.scale, float(found.zero))
-        return f"(({self._tile(stored)} - b{at}_1) * b{at}_0)"
+        scale, zero = self.number(found.scale), self.number(float(found.zero))
+        return f"(({self.tile(stored)} - {zero}) * {scale})"
 
-    def _round(self, node: ir.Node, body: Body) -> bool:
-        """One of a QuantizeLinear and a DequantizeLinear between the ends; in between, integers of 32 bits."""
-        given, made = node.inputs[0], node.outputs[0]
-        quantizes = node.op_type == "QuantizeLinear"
-        small = made if quantizes else given
-        if not isinstance(self.region, RealView) or given is None or small is None or small.dtype not in BYTE_LIMITS:
-            return False
-        found = self.region.numbers(node, small)
-        if found is None:
-            return False
-        at = self.numbers(1.0 / found.scale if quantizes else found.scale, float(found.zero))
-        low, high = BYTE_LIMITS[found.dtype]
-        x, name = body.names[given], f"v{len(body.names)}"
-        text = f"_quantized({x} * b{at}_0, b{at}_1.to(tl.int32), {low}, {high})"
-        body.lines.append(f"{name} = " + (text if quantizes else f"({x}.to(tl.float32) - b{at}_1) * b{at}_0"))
-        body.names[made] = name
-        return True
+    def number(self, x: float) -> str:
+        """The variable of a number that is an argument of the kernel: layers that differ in it share machine code."""
+        return self.column(lambda: torch.tensor([x]), 1)
 
-    def numbers(self, *numbers: float) -> int:
-        """The index of a new column of single numbers, on the device where the first column is."""
-        first = self.columns[0]
-        assert isinstance(first, Computed)
-        self.columns.append(Computed(lambda: torch.tensor(numbers).to(first.make().device), len(numbers)))
-        return len(self.columns) - 1
+    def column(self, make: Callable[[], torch.Tensor], scalars: int = 0) -> str:
+        """The variable of a computed column, or of one number."""
+        self.columns.append(Computed(lambda: make().float().to(self.device()), scalars))
+        return f"b{len(self.columns) - 1}" + ("_0" if scalars else "")
 
 
 def static_shape_of(value: ir.Value, axis: int) -> int | None:

@@ -119,9 +119,9 @@ def boxes_obstacle(conv: Convolution, arch: int) -> str:
     return ""
 
 
-def tap_step(conv: Convolution) -> int:
+def tap_step(g: ConvGeometry, element: Element) -> int:
     """Channels of a step: as many as divide a tap's."""
-    return CHANNELS if conv.geometry.channels % conv.element.step else conv.element.step
+    return CHANNELS if g.channels % element.step else element.step
 
 
 def pixels_of(x: T, g: ConvGeometry) -> T:
@@ -146,7 +146,7 @@ class EarlyConv:
         obstacle = boxes_obstacle(conv, self._device.arch)
         if obstacle or conv.size is None:
             return obstacle
-        g, step = conv.geometry, tap_step(conv)
+        g, step = conv.geometry, tap_step(conv.geometry, conv.element)
         size, tiles = (conv.size[0], conv.size[2], conv.size[3]), {}
         for bm in (64, 128):
             box = best_box(size, bm)

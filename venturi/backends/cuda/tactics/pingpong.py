@@ -7,12 +7,13 @@ from dataclasses import asdict
 import torch
 
 from venturi.backends.base import Config, Kernel, RegionView
+from venturi.backends.cuda.codegen.conv import ConvGeometry
 from venturi.backends.cuda.codegen.gemm import GemmConfig
 from venturi.backends.cuda.codegen.pingpong import WARPS, PingpongTile, conv_source, product_source
 from venturi.backends.cuda.codegen.reader import Box, best_box
 from venturi.backends.cuda.device import KernelDevice, Launchable
 from venturi.backends.cuda.kernel import KernelSource
-from venturi.backends.cuda.tactics.conv import ConvFrame, matched_convolution, read_convolution
+from venturi.backends.cuda.tactics.conv import ConvFrame, Convolution, matched_convolution, read_convolution
 from venturi.backends.cuda.tactics.early import ARCH, boxes_obstacle, pixels_of, tap_step
 from venturi.backends.cuda.tactics.products import Operands, Product, num_tiles
 
@@ -20,6 +21,7 @@ T = torch.Tensor
 # Steps of 128 bytes in flight.
 TILES = (PingpongTile(128, 128, 6), PingpongTile(64, 256, 4), PingpongTile(64, 128, 8))
 NARROW = PingpongTile(128, 64, 8)
+MAX_STAGES = 12
 
 
 class PingpongProduct:
@@ -66,23 +68,14 @@ class PingpongConv:
         obstacle = boxes_obstacle(conv, self._device.arch)
         if obstacle or conv.size is None:
             return obstacle
-        n, step = conv.geometry.outputs, tap_step(conv)
-        size = conv.size[0], conv.size[2], conv.size[3]
-        found: list[Config] = []
-        for t in (*TILES, NARROW):
-            box = best_box(size, t.rows)
-            many = box.count(size) * -(-n // t.columns) > self._device.num_sms
-            if many and t.columns <= max(n, NARROW.columns):
-                stages = t.stages * conv.element.step // step
-                found.append({**asdict(t), "stages": min(stages, 12), "step": step, "box": list(asdict(box).values())})
-        return found or "not more tiles than multiprocessors"
+        return pingpong_candidates(conv, conv.geometry, self._device)
 
     def sources(self, region: RegionView, config: Config) -> list[KernelSource]:
-        conv, (size, box, step) = matched_convolution(region), _read(config)
+        conv, (size, box, step) = matched_convolution(region), read_pingpong(config)
         return [conv_source(region, conv.tile, conv.element, size, conv.geometry, box, step, self._device.arch)]
 
     def bind(self, region: RegionView, config: Config) -> Kernel:
-        conv, (size, box, _) = matched_convolution(region), _read(config)
+        conv, (size, box, _) = matched_convolution(region), read_pingpong(config)
         g, frame = conv.geometry, ConvFrame(region, conv, self._device)
         kernel, weight = self._device.kernel(self.sources(region, config)[0]), conv.packed(region)
 
@@ -95,6 +88,24 @@ class PingpongConv:
         return frame.kernel(launch)
 
 
-def _read(config: Config) -> tuple[PingpongTile, Box, int]:
+def pingpong_candidates(conv: Convolution, g: ConvGeometry, device: KernelDevice) -> list[Config] | str:
+    """For `conv`, of a fixed size, that is read as `g`: more tiles than multiprocessors."""
+    assert conv.size is not None
+    if device.arch != ARCH:
+        return "written for Hopper's warpgroup products"
+    step = tap_step(g, conv.element)
+    size = conv.size[0], conv.size[2], conv.size[3]
+    found: list[Config] = []
+    for t in (*TILES, NARROW):
+        box = best_box(size, t.rows)
+        many = box.count(size) * -(-g.outputs // t.columns) > device.num_sms
+        if many and t.columns <= max(g.outputs, NARROW.columns):
+            stages = min(t.stages * conv.element.step // step, MAX_STAGES)
+            found.append({**asdict(t), "stages": stages, "step": step, "box": list(asdict(box).values())})
+    return found or "not more tiles than multiprocessors"
+
+
+def read_pingpong(config: Config) -> tuple[PingpongTile, Box, int]:
+    """(tile, box of the image, channels of a step)."""
     size = PingpongTile(config["rows"], config["columns"], config["stages"])
     return size, Box(*config["box"]), config["step"]

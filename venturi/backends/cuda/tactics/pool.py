@@ -53,7 +53,10 @@ class WindowPool:
         found = read_window(region)
         if isinstance(found, str):
             return found
-        return [{"pixels": p, "width": w, "warps": n} for p, w, n in ((8, 64, 4), (16, 64, 4), (4, 64, 2), (16, 32, 4))]
+        return [
+            {"pixels": p, "width": w, "warps": n}
+            for p, w, n in ((8, 64, 4), (16, 64, 4), (4, 64, 2), (16, 32, 4), (32, 64, 4))
+        ]
 
     def sources(self, region: RegionView, config: Config) -> list[KernelSource]:
         found = read_window(region)

@@ -8,7 +8,8 @@ import onnx_ir as ir
 import torch
 
 from venturi.backends.base import RegionView
-from venturi.backends.cuda.codegen.tile import Computed, TileBody, read_quantized_tile
+from venturi.backends.cuda.codegen.requantize import read_quantized_tile
+from venturi.backends.cuda.codegen.tile import TileBody
 from venturi.backends.real_view import Numbers, RealView
 from venturi.ir.dtypes import DT
 
@@ -29,17 +30,18 @@ class Ends:
 
     def tile(self, channel_axis: int, bias: ir.Value | None) -> TileBody | str:
         """The epilogue, with the anchor's own bias; the result has its columns along `channel_axis`."""
-        columns = [Computed(lambda: self.scales * self.image.scale)]
-        if bias is not None or self.image.zero:
-            columns.append(Computed(lambda: self._summand(bias)))
-        return read_quantized_tile(self.real, channel_axis, columns, self.out)
+        summand = None if bias is None and not self.image.zero else lambda: self._summand(bias)
+        return read_quantized_tile(self.real, channel_axis, self._factor, summand, self.out)
+
+    def _factor(self) -> T:
+        return self.scales.double() * self.image.scale
 
     def _summand(self, bias: ir.Value | None) -> T:
         """[outputs]: the bias less what the image's zero adds to every sum."""
         stored: T = RegionView.constant(self.real, self.weight)
         others = [i for i in range(stored.dim()) if i != self.axis]
-        total = -float(self.image.zero) * self.image.scale * self.scales.double() * stored.double().sum(others)
-        return (total if bias is None else total + self.real.constant(bias).double().reshape(-1)).float()
+        total = -float(self.image.zero) * self._factor() * stored.double().sum(others)
+        return total if bias is None else total + self.real.constant(bias).double().reshape(-1)
 
 
 def read_ends(real: RealView, axis: int) -> Ends | str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -9,12 +11,16 @@ import torch
 import torch.nn.functional as F
 
 from venturi.backends.base import Config, Kernel, RegionView
+from venturi.backends.cuda.codegen.element import HALF
 from venturi.backends.cuda.codegen.gemm import GemmConfig
+from venturi.backends.cuda.codegen.pingpong import conv_source
 from venturi.backends.cuda.codegen.stem import StemGeometry, block_rows, blocks_source, stem_source
-from venturi.backends.cuda.device import KernelDevice
+from venturi.backends.cuda.device import KernelDevice, Launchable
 from venturi.backends.cuda.kernel import KernelSource
 from venturi.backends.cuda.tactics.candidates import product_candidates
 from venturi.backends.cuda.tactics.conv import NHWC, Convolution, nhwc, read_convolution
+from venturi.backends.cuda.tactics.early import CHANNELS
+from venturi.backends.cuda.tactics.pingpong import pingpong_candidates, read_pingpong
 from venturi.backends.cuda.tactics.products import MAX_CANDIDATES, TileOperands, num_tiles, split_buffers
 from venturi.backends.cuda.tactics.reference import DeviceReference
 from venturi.ops.tensors import STORAGE
@@ -85,29 +91,96 @@ class StemConv:
     def bind(self, region: RegionView, config: Config) -> Kernel:
         found = read_stem(region)
         assert not isinstance(found, str)
-        (conv, stem), c = found, GemmConfig(**config)
-        first, second = self.sources(region, config)
-        blocks, product, size = self._device.kernel(first), self._device.kernel(second), block_rows(first)
-        weight = blocked_weights(region.constant(conv.weight), stem)
-        operands, fallback = TileOperands(region, conv.tile), DeviceReference().bind(region, {}).run
-        dtype, g = STORAGE[conv.tile.output.dtype], stem.source  # type: ignore[index]
+        (_, stem), c = found, GemmConfig(**config)
 
-        def run(*args: Any) -> Any:
-            x: T = args[conv.first]
-            images, _, height, width = x.shape
-            p, q = g.output_size(height, width)
-            if not x.numel() or p <= 0 or q <= 0 or images * p * q >= 2**31 or x.numel() >= 2**31:
-                return fallback(*args)
+        def launch(
+            product: Launchable, packed: T, weight: T, out: T, extra: list[T], pixels: tuple[int, int, int]
+        ) -> None:
+            rows, n = math.prod(pixels), stem.source.outputs
+            count = num_tiles(rows, n, c)
+            work, locks = split_buffers(out, c.split, rows * n, count)
+            product.launch((count, c.split), [packed, weight, out, *extra, work, locks, *pixels, n])
+
+        return _two_kernels(region, self._device, self.sources(region, config), launch)
+
+
+class StemPingpong:
+    """Two kernels: blocks of the image, then a convolution by warpgroups in turns whose pixels are rows of taps.
+
+    Rows of neighbouring pixels overlap in memory, which the tensor memory accelerator does not mind.
+    """
+
+    name = "triton-conv-stem-pingpong"
+
+    def __init__(self, device: KernelDevice) -> None:
+        self._device = device
+
+    def match(self, region: RegionView) -> list[Config] | str:
+        found = read_stem(region)
+        if isinstance(found, str):
+            return found
+        conv, stem = found
+        if conv.dtype in HALF and stem.has_empty_taps:
+            return "a NaN where no tap reads would reach the sums"
+        g, aligned = stem.by_rows, conv.element.aligned
+        if conv.size is None or g.channels % CHANNELS or stem.width % aligned or g.outputs % aligned:
+            return f"sizes that are not fixed, or rows of {stem.row} taps"
+        return pingpong_candidates(conv, g, self._device)
+
+    def sources(self, region: RegionView, config: Config) -> list[KernelSource]:
+        found = read_stem(region)
+        assert not isinstance(found, str)
+        (conv, stem), arch = found, self._device.arch
+        size, box, step = read_pingpong(config)
+        product = conv_source(region, conv.tile, conv.element, size, stem.by_rows, box, step, arch)
+        return [blocks_source(region, stem, conv.dtype, arch, conv.fill), product]
+
+    def bind(self, region: RegionView, config: Config) -> Kernel:
+        found = read_stem(region)
+        assert not isinstance(found, str)
+        (_, stem), (size, box, _) = found, read_pingpong(config)
+
+        def launch(
+            product: Launchable, packed: T, weight: T, out: T, extra: list[T], pixels: tuple[int, int, int]
+        ) -> None:
+            images, p, q = pixels
             bp, bq = p + stem.taps[0] - 1, q + stem.taps[1] - 1
-            packed = torch.empty(images * bp * bq * stem.width, dtype=x.dtype, device=x.device)
-            blocks.launch((-(-images * bp * bq // size),), [x, packed, images, height, width, bp, bq, *x.stride()])
-            out = torch.empty((images, g.outputs, p, q), dtype=dtype, device=x.device, memory_format=NHWC)
-            rows = images * p * q
-            count = num_tiles(rows, g.outputs, c)
-            work, locks = split_buffers(out, c.split, rows * g.outputs, count)
-            tiles = [nhwc(t) for t in operands.tiles(args)]
-            pointers = [packed, weight, out, *operands.columns, *tiles, work, locks]
-            product.launch((count, c.split), [*pointers, images, p, q, g.outputs])
-            return out
+            strides = (bp * bq * stem.width, bq * stem.width, stem.width, 1)
+            rows = packed.as_strided((images, bp, q, stem.row), strides)
+            count = box.count(pixels) * -(-stem.source.outputs // size.columns)
+            sizes = [*pixels, stem.source.outputs]
+            product.launch((min(count, self._device.num_sms),), [rows, weight, out, *extra, *sizes])
 
-        return Kernel(run)
+        return _two_kernels(region, self._device, self.sources(region, config), launch)
+
+
+def _two_kernels(
+    region: RegionView,
+    device: KernelDevice,
+    sources: list[KernelSource],
+    launch: Callable[[Launchable, T, T, T, list[T], tuple[int, int, int]], None],
+) -> Kernel:
+    """`launch(product, blocks, weight, out, columns and tiles, [images, P, Q])` after the blocks are there."""
+    found = read_stem(region)
+    assert not isinstance(found, str)
+    conv, stem = found
+    blocks, product, size = device.kernel(sources[0]), device.kernel(sources[1]), block_rows(sources[0])
+    weight = blocked_weights(region.constant(conv.weight), stem)
+    operands, fallback = TileOperands(region, conv.tile), DeviceReference().bind(region, {}).run
+    dtype, g = STORAGE[conv.tile.output.dtype], stem.source  # type: ignore[index]
+
+    def run(*args: Any) -> Any:
+        x: T = args[conv.first]
+        images, _, height, width = x.shape
+        p, q = g.output_size(height, width)
+        if not x.numel() or p <= 0 or q <= 0 or images * p * q >= 2**31 or x.numel() >= 2**31:
+            return fallback(*args)
+        bp, bq = p + stem.taps[0] - 1, q + stem.taps[1] - 1
+        packed = torch.empty(images * bp * bq * stem.width, dtype=x.dtype, device=x.device)
+        blocks.launch((-(-images * bp * bq // size),), [x, packed, images, height, width, bp, bq, *x.stride()])
+        out = torch.empty((images, g.outputs, p, q), dtype=dtype, device=x.device, memory_format=NHWC)
+        extra = [*operands.columns, *(nhwc(t) for t in operands.tiles(args))]
+        launch(product, packed, weight, out, extra, (images, p, q))
+        return out
+
+    return Kernel(run)
