@@ -38,7 +38,8 @@ def check(region, tactic, candidates, *shape):
         assert disagreement(got, want, region_ulps(region)) is None, config
         assert disagreement(kernel.run(poisoned), want_poisoned, region_ulps(region)) is None, config
         for again in [kernel.run(x) for _ in range(10)]:
-            assert torch.equal(again, got), config
+            same = again.eq(got) | (again.isnan() & got.isnan())
+            assert bool(same.all()), (config, int((~same).sum()), float((again.float() - got.float()).abs().max()))
 
 
 @pytest.fixture(scope="module")

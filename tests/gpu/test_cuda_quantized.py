@@ -19,7 +19,7 @@ pytestmark = pytest.mark.gpu
 
 def check(device, region, expected):  # noqa: F811
     """All candidates against plain algorithms on fresh inputs; ten runs in a row bit for bit."""
-    place = torch.device("cuda")
+    place = torch.device("cuda", 0)
     region.weights = DeviceWeights(region.weights, place)
     args = [torch.randint(-128, 128, list(v.shape), dtype=torch.int8, device=place) for v in region.dynamic]
     args = [x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in args]

@@ -17,7 +17,7 @@ import venturi as vt
 from tests.backends.cuda.test_early import box_of, matched, product, weight
 from venturi.backends.cuda.codegen.compile import MAX_SHARED
 from venturi.backends.cuda.codegen.gemm import GemmConfig
-from venturi.backends.cuda.codegen.pingpong import PingpongTile, conv_source, product_source
+from venturi.backends.cuda.codegen.pingpong import PingpongTile, conv_source, product_source, shuffled
 from venturi.backends.cuda.codegen.reader import Box, conv_reader
 from venturi.backends.cuda.device import OfflineDevice
 from venturi.backends.cuda.tactics.conv import read_convolution
@@ -171,8 +171,9 @@ def execute(name, text, programs, args):
         gl = SimpleNamespace(
             allocate_shared_memory=allocate, int64=None, float32=None, static_range=range, constexpr=None,
             warp_specialize=specialize, zeros=lambda shape, *_: np.zeros(shape, np.float32),
-            arange=lambda start, stop, _: np.arange(start, stop), convert_layout=lambda x, _: x,
+            arange=lambda start, stop, _: np.arange(start, stop), convert_layout=lambda x, _: np.asarray(x),
             NVMMADistributedLayout=layout, BlockedLayout=layout, SliceLayout=layout, NVMMASharedLayout=layout,
+            DistributedLinearLayout=layout, reshape=lambda x, shape: np.asarray(x).reshape(shape), permute=np.transpose,
         )  # fmt: skip
         tl = SimpleNamespace(
             constexpr=None, float32=None, cdiv=lambda a, b: -(-a // b), minimum=min, load=load, store=store,
@@ -214,7 +215,8 @@ def run(rows, n, k, size, programs, change=lambda text: text):
     bias, other = rng.standard_normal(n, np.float32), rng.standard_normal((rows, n), np.float32)
     out = np.full((rows, n), np.nan, np.float32)
     extra = [Memory(other if name.startswith("tile") else bias) for name in p.tile.arguments]
-    views = View(a, (size.rows, 64)), View(b, (size.columns, 64))
+    stored = shuffled(torch.from_numpy(b), p.tile, size).numpy()
+    views = View(a, (size.rows, 64)), View(stored, (size.columns, 64))
     simulate("gemm_pingpong", text, programs, [*views, Memory(out), *extra, rows, n, k, size.rows, size.columns])
     return out, np.maximum(a @ b.T + bias + other, 0)
 
@@ -259,7 +261,7 @@ def test_the_text_computes_the_convolution(shape, k, box, attrs):
     image, reader = pixels_of(pixels, g).numpy(), conv_reader(g, box, 64)
     p, q = g.output_size(*shape[2:])
     out = np.full((shape[0], p, q, k), np.nan, np.float32)
-    flat = w.transpose(0, 2, 3, 1).reshape(k, -1)
+    flat = shuffled(torch.from_numpy(w.transpose(0, 2, 3, 1).reshape(k, -1)), conv.tile, size).numpy()
     args = [View(image, reader.block), View(flat, (32, 64)), Memory(out), Memory(weight(k)), shape[0], p, q, k, 64, 32]
     simulate("conv_pingpong", text, 3, args)
     pad = F.pad(torch.from_numpy(x), [g.pads[1], g.pads[3], g.pads[0], g.pads[2]])

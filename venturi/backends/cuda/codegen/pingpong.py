@@ -5,25 +5,36 @@ multiply every other tile each. While one computes and stores an epilogue, the o
 that CUTLASS calls "pingpong".
 
 Barriers tell phases apart by one bit only. A warpgroup may wait for an operand only when it is the next of the ring:
-`turns` lets the two through their products one after the other. See codegen/reader.py for steps of convolutions.
+`turns` lets the two through their products one after the other.
+
+A thread holds two neighbouring columns of every eight of a tile of sums. Weights are stored in an order (`shuffled`)
+that makes these neighbours in the result, as many as one access moves: nothing passes through shared memory after the
+sums. See codegen/reader.py for steps of convolutions.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+import torch.nn.functional as F
+
 from venturi.backends.base import RegionView
 from venturi.backends.cuda.codegen.conv import ConvGeometry
 from venturi.backends.cuda.codegen.early import GLUON_HEADER, descriptor_type
 from venturi.backends.cuda.codegen.element import Element
-from venturi.backends.cuda.codegen.expressions import BYTE_LIMITS, rounded
+from venturi.backends.cuda.codegen.expressions import rounded
 from venturi.backends.cuda.codegen.gemm import GROUPED_TILE
 from venturi.backends.cuda.codegen.module import HEADER, OVERLAP_HEADER, PRELUDE, described, indent, pointer_type
 from venturi.backends.cuda.codegen.reader import Box, Reader, conv_reader, product_reader
 from venturi.backends.cuda.codegen.tile import TileBody
 from venturi.backends.cuda.kernel import KernelSource
+from venturi.ir.dtypes import DT
+from venturi.ops.tensors import STORAGE
 
 WARPS = 4
+# Residuals of these types are loaded before the sums: registers are enough to keep them.
+_EARLY = (DT.INT8, DT.UINT8, DT.FLOAT16, DT.BFLOAT16)
 _CONSUMER_REGISTERS, _PRODUCER_REGISTERS = 240, 24
 
 
@@ -128,8 +139,10 @@ def _consume(tile: TileBody, element: Element, size: PingpongTile, reader: Reade
     """Every second tile of the program, from TURN on. A slot is free again when the product after it has begun."""
     out_type = tile.output.dtype
     assert out_type is not None
-    width = 16 if out_type in BYTE_LIMITS else 8
-    across = min(32, size.columns // width)
+    chunk = _chunk(tile)
+    wide = [v.dtype not in _EARLY for v in tile.tiles]
+    early, late = ([i for i, w in enumerate(wide) if w is kind] for kind in (False, True))
+    groups = [size.columns // (4 * chunk), chunk // 2]
     flat = (
         ""
         if len(reader.block) == 2
@@ -137,7 +150,7 @@ def _consume(tile: TileBody, element: Element, size: PingpongTile, reader: Reade
     )
     return [
         f"sums: gl.constexpr = {element.sums_layout(WARPS, size.columns)}",
-        f"rows: gl.constexpr = gl.BlockedLayout([1, {width}], [{32 // across}, {across}], [{WARPS}, 1], [1, 0])",
+        f"rows: gl.constexpr = {_rows_layout(size, chunk)}",
         f"tiles_m = {reader.tiles}",
         "tiles_n = tl.cdiv(N, BN)",
         f"steps = {reader.steps}",
@@ -147,6 +160,10 @@ def _consume(tile: TileBody, element: Element, size: PingpongTile, reader: Reade
         "first_tile = tl.program_id(0) + TURN * tl.num_programs(0)",
         "for tile in range(first_tile, tiles_m * tiles_n, 2 * tl.num_programs(0)):",
         *indent([*GROUPED_TILE, *reader.locate]),
+        f"    m = gl.arange(0, BM, gl.SliceLayout(1, rows)) + {reader.row}",
+        "    n = gl.arange(0, BN, gl.SliceLayout(0, rows)) + pn * BN",
+        *indent(reader.address),
+        *(f"    early{i} = tl.load(tile{i} + at, mask=mask, other=0.0)" for i in early),
         f"    acc = gl.zeros((BM, BN), {element.sums}, sums)",
         "    mbarrier.wait(turns.index(TURN), lap & 1)",
         "    lap += 1",
@@ -162,15 +179,35 @@ def _consume(tile: TileBody, element: Element, size: PingpongTile, reader: Reade
         "    acc = warpgroup_mma_wait(0, deps=(acc,))",
         f"    mbarrier.arrive(free.index((count + {size.stages - 1}) % {size.stages}), count=1)",
         "    count += steps",
-        f"    m = gl.arange(0, BM, gl.SliceLayout(1, rows)) + {reader.row}",
-        "    n = gl.arange(0, BN, gl.SliceLayout(0, rows)) + pn * BN",
-        *indent(reader.address),
-        "    n = gl.arange(0, BN, gl.SliceLayout(0, sums)) + pn * BN",
+        f"    acc = gl.permute(gl.reshape(acc, [BM, {groups[0]}, {groups[1]}, 4, 2]), (0, 1, 3, 2, 4))",
+        "    acc = gl.convert_layout(gl.reshape(acc, [BM, BN]), rows)",
         *indent(tile.load_columns("n", "n < N")),
-        *(
-            f"    t{i} = gl.convert_layout(tl.load(tile{i} + at, mask=mask, other=0.0), sums).to(tl.float32)"
-            for i in range(len(tile.tiles))
-        ),
+        *(f"    t{i} = early{i}.to(tl.float32)" for i in early),
+        *(f"    t{i} = tl.load(tile{i} + at, mask=mask, other=0.0).to(tl.float32)" for i in late),
         *indent(tile.lines),
-        f"    tl.store(c + at, gl.convert_layout({rounded('result', out_type)}, rows), mask=mask)",
+        f"    tl.store(c + at, {rounded('result', out_type)}, mask=mask)",
     ]
+
+
+def _chunk(tile: TileBody) -> int:
+    """Neighbouring columns of a thread: 16 bytes of the result."""
+    assert tile.output.dtype is not None
+    return 16 // STORAGE[tile.output.dtype].itemsize
+
+
+def _rows_layout(size: PingpongTile, chunk: int) -> str:
+    """Where the sums are, in the result's order: registers, lanes and warps by the (row, column) they add."""
+    columns, rows = [1 << i for i in range(chunk.bit_length() - 1)], [8]
+    columns += [4 * chunk << i for i in range((size.columns // (4 * chunk)).bit_length() - 1)]
+    rows += [64 << i for i in range((size.rows // 64).bit_length() - 1)]
+    registers = [[0, c] for c in columns] + [[r, 0] for r in rows]
+    lanes = [[0, chunk], [0, 2 * chunk], [1, 0], [2, 0], [4, 0]]
+    return f"gl.DistributedLinearLayout({registers}, {lanes}, [[16, 0], [32, 0]], [], [BM, BN])"
+
+
+def shuffled(weight: torch.Tensor, tile: TileBody, size: PingpongTile) -> torch.Tensor:
+    """Weights [n, k] as the kernel reads them: [n padded to whole tiles, k], rows of every tile in another order."""
+    chunk = _chunk(tile)
+    padded = F.pad(weight, [0, 0, 0, -weight.shape[0] % size.columns])
+    tiles = padded.reshape(-1, size.columns // (4 * chunk), 4, chunk // 2, 2, weight.shape[1])
+    return tiles.permute(0, 1, 3, 2, 4, 5).reshape(padded.shape).contiguous()

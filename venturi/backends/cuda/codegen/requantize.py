@@ -76,7 +76,7 @@ class _Writer:
             product = name
             if factor is not None:
                 product += f" * {self.operands.column(factor, whole if i == 0 else 1)}"
-            text = product if not text else f"{product} + {text}"
+            text = product if not text else f"{product} + ({text})"
         return self.name(text)
 
     def rounded(self, value: _Sum, numbers: Numbers) -> str:

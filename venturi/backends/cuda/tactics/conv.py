@@ -254,7 +254,8 @@ class PixelProduct:
     def bind(self, region: RegionView, config: Config) -> Kernel:
         conv = matched_convolution(region)
         device, frame = self._device, ConvFrame(region, conv, self._device)
-        kernel, weight = device.kernel(self.sources(region, config)[0]), conv.packed(region)
+        kernel = device.kernel(self.sources(region, config)[0])
+        weight = self._kernel.weights(conv.packed(region), self._product(conv), config)
 
         def launch(x: T, out: T, tiles: list[T], sizes: list[int]) -> None:
             rows = sizes[0] * sizes[1] * sizes[2]

@@ -15,7 +15,7 @@ from venturi.backends.cuda.codegen.reader import best_box
 from venturi.backends.cuda.device import KernelDevice, Launchable
 from venturi.backends.cuda.kernel import KernelSource
 from venturi.backends.cuda.tactics.conv import ConvFrame, Convolution, matched_convolution, read_convolution
-from venturi.backends.cuda.tactics.products import MAX_CANDIDATES, Operands, Product
+from venturi.backends.cuda.tactics.products import MAX_CANDIDATES, Operands, Product, ProductKernel
 
 T = torch.Tensor
 ARCH = 90
@@ -75,7 +75,7 @@ def _cost(c: EarlyConfig, element: Element, programs: int, share: int) -> float:
     return float(programs * moved + rounds + (_REDUCE_NS if c.split > 1 else 0.0))
 
 
-class EarlyProduct:
+class EarlyProduct(ProductKernel):
     """Matrix products with a fixed number of rows."""
 
     suffix = "-early"

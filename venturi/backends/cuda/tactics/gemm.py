@@ -109,7 +109,8 @@ class Gemm:
         made = read_linear(region)
         assert isinstance(made, Linear)
         n, k, device = made.product.n, made.product.k, self._device
-        kernel, weight = device.kernel(self.sources(region, config)[0]), made.packed(region)
+        kernel = device.kernel(self.sources(region, config)[0])
+        weight = self._kernel.weights(made.packed(region), made.product, config)
         operands, dtype = TileOperands(region, made.product.tile), STORAGE[made.product.tile.output.dtype]  # type: ignore[index]
         fallback, launch = DeviceReference().bind(region, {}).run, self._kernel.launch
 

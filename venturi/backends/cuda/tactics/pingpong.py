@@ -9,7 +9,7 @@ import torch
 from venturi.backends.base import Config, Kernel, RegionView
 from venturi.backends.cuda.codegen.conv import ConvGeometry
 from venturi.backends.cuda.codegen.gemm import GemmConfig
-from venturi.backends.cuda.codegen.pingpong import WARPS, PingpongTile, conv_source, product_source
+from venturi.backends.cuda.codegen.pingpong import WARPS, PingpongTile, conv_source, product_source, shuffled
 from venturi.backends.cuda.codegen.reader import Box, best_box
 from venturi.backends.cuda.device import KernelDevice, Launchable
 from venturi.backends.cuda.kernel import KernelSource
@@ -44,8 +44,12 @@ class PingpongProduct:
         size = PingpongTile(c.bm, c.bn, c.stages)
         return product_source(region, p.tile, p.element, size, p.n, p.k, arch)
 
+    def weights(self, weight: T, p: Product, config: Config) -> T:
+        c = GemmConfig(**config)
+        return shuffled(weight, p.tile, PingpongTile(c.bm, c.bn, c.stages))
+
     def launch(self, kernel: Launchable, config: Config, device: KernelDevice, o: Operands) -> None:
-        c, (rows, n, k) = GemmConfig(**config), o.sizes
+        c, (rows, _, k), n = GemmConfig(**config), o.sizes, o.out.shape[1]
         grid = (min(num_tiles(rows, n, c), device.num_sms),)
         kernel.launch(grid, [o.x, o.weight, o.out, *o.columns, *o.tiles, rows, n, k])
 
@@ -77,7 +81,8 @@ class PingpongConv:
     def bind(self, region: RegionView, config: Config) -> Kernel:
         conv, (size, box, _) = matched_convolution(region), read_pingpong(config)
         g, frame = conv.geometry, ConvFrame(region, conv, self._device)
-        kernel, weight = self._device.kernel(self.sources(region, config)[0]), conv.packed(region)
+        kernel = self._device.kernel(self.sources(region, config)[0])
+        weight = shuffled(conv.packed(region), conv.tile, size)
 
         def launch(x: T, out: T, tiles: list[T], sizes: list[int]) -> None:
             images, _, _, p, q = sizes

@@ -77,6 +77,10 @@ class ProductKernel(Protocol):
 
     def source(self, region: RegionView, p: Product, config: Config, arch: int) -> KernelSource: ...
 
+    def weights(self, weight: T, p: Product, config: Config) -> T:
+        """[n, k] in the order in which the kernel reads them."""
+        return weight
+
     def launch(self, kernel: Launchable, config: Config, device: KernelDevice, o: Operands) -> None: ...
 
 
@@ -98,7 +102,7 @@ def _tma_obstacle(p: Product, device: KernelDevice) -> str:
     return f"{p.rows} rows" if p.rows is not None and p.rows < 16 else ""
 
 
-class TmaProduct:
+class TmaProduct(ProductKernel):
     """Persistent, fed by the tensor memory accelerator; Hopper and newer, rows of multiples of 16 bytes."""
 
     suffix = "-tma"
@@ -124,7 +128,7 @@ class TmaProduct:
         kernel.launch(grid, [o.x, o.weight, o.out, *o.tiles, *o.columns, *o.sizes])
 
 
-class TmaSplitProduct:
+class TmaSplitProduct(ProductKernel):
     """TMA operands, one tile a program: residuals load while the sums run, K is shared when tiles are few."""
 
     suffix = "-tma-split"
@@ -143,7 +147,7 @@ class TmaSplitProduct:
         _launch_split(kernel, GemmConfig(**config), o)
 
 
-class PointerProduct:
+class PointerProduct(ProductKernel):
     """Any size, by masked loads; splits K among programs when there are too few tiles."""
 
     suffix = ""
@@ -167,7 +171,7 @@ def _launch_split(kernel: Launchable, c: GemmConfig, o: Operands) -> None:
     kernel.launch((tiles, c.split), [o.x, o.weight, o.out, *o.columns, *o.tiles, work, locks, *o.sizes])
 
 
-class VectorProduct:
+class VectorProduct(ProductKernel):
     """Few rows: reads the weights once a row at memory speed, without tensor cores."""
 
     suffix = "-vector"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from venturi.backends.base import Config, Kernel, RegionView
 from venturi.backends.cuda.codegen.element import HALF
 from venturi.backends.cuda.codegen.gemm import GemmConfig
-from venturi.backends.cuda.codegen.pingpong import conv_source
+from venturi.backends.cuda.codegen.pingpong import conv_source, shuffled
 from venturi.backends.cuda.codegen.stem import StemGeometry, block_rows, blocks_source, stem_source
 from venturi.backends.cuda.device import KernelDevice, Launchable
 from venturi.backends.cuda.kernel import KernelSource
@@ -138,7 +139,7 @@ class StemPingpong:
     def bind(self, region: RegionView, config: Config) -> Kernel:
         found = read_stem(region)
         assert not isinstance(found, str)
-        (_, stem), (size, box, _) = found, read_pingpong(config)
+        (conv, stem), (size, box, _) = found, read_pingpong(config)
 
         def launch(
             product: Launchable, packed: T, weight: T, out: T, extra: list[T], pixels: tuple[int, int, int]
@@ -151,7 +152,8 @@ class StemPingpong:
             sizes = [*pixels, stem.source.outputs]
             product.launch((min(count, self._device.num_sms),), [rows, weight, out, *extra, *sizes])
 
-        return _two_kernels(region, self._device, self.sources(region, config), launch)
+        order = partial(shuffled, tile=conv.tile, size=size)
+        return _two_kernels(region, self._device, self.sources(region, config), launch, order)
 
 
 def _two_kernels(
@@ -159,13 +161,14 @@ def _two_kernels(
     device: KernelDevice,
     sources: list[KernelSource],
     launch: Callable[[Launchable, T, T, T, list[T], tuple[int, int, int]], None],
+    order: Callable[[T], T] = lambda weight: weight,
 ) -> Kernel:
     """`launch(product, blocks, weight, out, columns and tiles, [images, P, Q])` after the blocks are there."""
     found = read_stem(region)
     assert not isinstance(found, str)
     conv, stem = found
     blocks, product, size = device.kernel(sources[0]), device.kernel(sources[1]), block_rows(sources[0])
-    weight = blocked_weights(region.constant(conv.weight), stem)
+    weight = order(blocked_weights(region.constant(conv.weight), stem))
     operands, fallback = TileOperands(region, conv.tile), DeviceReference().bind(region, {}).run
     dtype, g = STORAGE[conv.tile.output.dtype], stem.source  # type: ignore[index]
 
