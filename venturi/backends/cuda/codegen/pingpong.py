@@ -35,6 +35,17 @@ from venturi.ops.tensors import STORAGE
 WARPS = 4
 # Residuals of these types are loaded before the sums: registers are enough to keep them.
 _EARLY = (DT.INT8, DT.UINT8, DT.FLOAT16, DT.BFLOAT16)
+# The conversion of bytes is an instruction of few units. 0x4B0000xx is 2^23 + xx.
+_BYTES_PRELUDE = """
+@triton.jit
+def _real_bytes(x):
+    return tl.inline_asm_elementwise(
+        "{ .reg .b32 u; xor.b32 u, $4, 0x80808080; prmt.b32 $0, u, 0x4B000000, 0x7440; "
+        "prmt.b32 $1, u, 0x4B000000, 0x7441; prmt.b32 $2, u, 0x4B000000, 0x7442; "
+        "prmt.b32 $3, u, 0x4B000000, 0x7443; }",
+        "=f,=f,=f,=f,r", [x], dtype=tl.float32, is_pure=True, pack=4) - 8388736.0
+
+"""
 _CONSUMER_REGISTERS, _PRODUCER_REGISTERS = 240, 24
 
 
@@ -69,10 +80,11 @@ def _source(
     operands = ["a", "b", "a_ring", "b_ring", "free", "there", "turns", *reader.sizes]
     results = ["c", *tile.arguments]
     constants = "BM: tl.constexpr, BN: tl.constexpr"
+    prelude = _BYTES_PRELUDE if any(v.dtype == DT.INT8 for v in tile.tiles) else ""
     everything = ", ".join([*operands, *results, "BM", "BN"])
     text = "\n".join([
         described(region),
-        HEADER + GLUON_HEADER + OVERLAP_HEADER + PRELUDE,
+        HEADER + GLUON_HEADER + OVERLAP_HEADER + PRELUDE + prelude,
         "@gluon.jit",
         f"def _produce({', '.join(operands)}, {constants}):",
         *indent(_produce(size, reader)),
@@ -182,11 +194,15 @@ def _consume(tile: TileBody, element: Element, size: PingpongTile, reader: Reade
         f"    acc = gl.permute(gl.reshape(acc, [BM, {groups[0]}, {groups[1]}, 4, 2]), (0, 1, 3, 2, 4))",
         "    acc = gl.convert_layout(gl.reshape(acc, [BM, BN]), rows)",
         *indent(tile.load_columns("n", "n < N")),
-        *(f"    t{i} = early{i}.to(tl.float32)" for i in early),
+        *(f"    t{i} = {_widened(f'early{i}', tile.tiles[i].dtype)}" for i in early),
         *(f"    t{i} = tl.load(tile{i} + at, mask=mask, other=0.0).to(tl.float32)" for i in late),
         *indent(tile.lines),
         f"    tl.store(c + at, {rounded('result', out_type)}, mask=mask)",
     ]
+
+
+def _widened(name: str, dtype: DT | None) -> str:
+    return f"_real_bytes({name})" if dtype == DT.INT8 else f"{name}.to(tl.float32)"
 
 
 def _chunk(tile: TileBody) -> int:

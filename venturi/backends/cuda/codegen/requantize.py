@@ -22,7 +22,8 @@ from venturi.ir.build import static_shape
 T = torch.Tensor
 Factor = Callable[[], T]
 # Adding 1.5 * 2^23, whose bits are 0x4B400000, rounds to an integer, half to even, and leaves it in the low bits.
-_MAGIC, _MAGIC_BITS = "12582912.0", "0x4B400000"
+_MAGIC, _MAGIC_BITS = 12582912.0, "0x4B400000"
+_MAGIC_RANGE = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,24 @@ class _Writer:
             text = product if not text else f"{product} + ({text})"
         return self.name(text)
 
-    def rounded(self, value: _Sum, numbers: Numbers) -> str:
-        """A variable with the stored integer less its zero, plus what rounds."""
+    def bounded(self, value: _Sum, numbers: Numbers) -> str:
+        """The text of the stored number less its zero, not yet an integer."""
         low, high = (float(bound - numbers.zero) for bound in BYTE_LIMITS[numbers.dtype])
         x = self.written(value.times(1.0 / numbers.scale))
         floor = self.operands.number(max(low, 0.0) if value.cut else low)
-        ceiling = self.operands.number(high)
-        return self.name(f"tl.minimum(tl.maximum({x}, {floor}), {ceiling}) + {_MAGIC}")
+        return f"tl.minimum(tl.maximum({x}, {floor}), {self.operands.number(high)})"
+
+    def rounded(self, value: _Sum, numbers: Numbers) -> str:
+        """A variable with the stored integer less its zero."""
+        return self.name(f"({self.bounded(value, numbers)} + {_MAGIC:.1f}) - {_MAGIC:.1f}")
+
+    def stored(self, value: _Sum, numbers: Numbers) -> str:
+        """The text of the stored integer. An even zero leaves halves where they are and is added before rounding."""
+        odd = numbers.zero % 2
+        before = self.operands.number(_MAGIC + (0 if odd else numbers.zero))
+        bits = f"({self.bounded(value, numbers)} + {before}).to(tl.int32, bitcast=True)"
+        after = f" + {self.operands.number(float(numbers.zero))}.to(tl.int32)" if odd else ""
+        return f"({bits}{after}).to({STORE_TYPES[numbers.dtype]})"
 
     def cut(self, value: _Sum) -> str:
         made = self.written(value)
@@ -93,15 +105,18 @@ class _Writer:
 
 
 def read_quantized_tile(
-    real: RealView, channel_axis: int, factor: Factor, summand: Factor | None, out: Numbers
+    real: RealView, channel_axis: int, depth: int, factor: Factor, summand: Factor | None, out: Numbers
 ) -> TileBody | str:
-    """The epilogue of a quantized Region. A sum times `factor` plus `summand` (fp64, one element a column) is real."""
+    """The epilogue of a quantized Region.
+
+    A sum of `depth` products, times `factor`, plus `summand` is real; both have one element a column, fp64.
+    """
     output, made = real.outputs[0], real.anchor.outputs[0]
     if len(real.outputs) != 1 or made.shape is None or list(output.shape or ()) != list(made.shape):
         return "more than one output, or the epilogue changes the shape"
     operands, body = Operands(real, channel_axis), Body(real, {})
     writer = _Writer(real, operands, body)
-    value = _Sum(((writer.name("acc.to(tl.float32)"), factor),), summand, columns=True)
+    value = _Sum(((writer.name(_real(depth)), factor),), summand, columns=True)
     for node in real.nodes[1:]:
         found = _after(node, value, writer)
         if isinstance(found, str):
@@ -110,10 +125,15 @@ def read_quantized_tile(
     if real.end is None:
         result = writer.cut(value)
     else:
-        integer = f"{writer.rounded(value, out)}.to(tl.int32, bitcast=True)"
-        zero = f"({operands.number(float(out.zero))}.to(tl.int32) - {_MAGIC_BITS})"
-        result = f"({integer} + {zero}).to({STORE_TYPES[out.dtype]})"
+        result = writer.stored(value, out)
     return TileBody(tuple(operands.columns), tuple(operands.tiles), (*body.lines, f"result = {result}"), output)
+
+
+def _real(depth: int) -> str:
+    """The sums as fp32. The conversion is an instruction of few units; sums of few products do without it."""
+    if depth * 128 * 128 > _MAGIC_RANGE:
+        return "acc.to(tl.float32)"
+    return f"(acc + {_MAGIC_BITS}).to(tl.float32, bitcast=True) - {_MAGIC:.1f}"
 
 
 def _after(node: ir.Node, value: _Sum, writer: _Writer) -> _Sum | str:
@@ -125,7 +145,7 @@ def _after(node: ir.Node, value: _Sum, writer: _Writer) -> _Sum | str:
             return f"{node.op_type} with more than one scale"
         if node.op_type == "DequantizeLinear":
             return value.times(numbers.scale)
-        return _Sum(((writer.name(f"{writer.rounded(value, numbers)} - {_MAGIC}"), None),))
+        return _Sum(((writer.rounded(value, numbers), None),))
     if node.op_type == "Relu":
         return replace(value, cut=True)
     if node.op_type == "Add" and not value.cut:

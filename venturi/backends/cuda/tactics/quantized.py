@@ -31,7 +31,11 @@ class Ends:
     def tile(self, channel_axis: int, bias: ir.Value | None) -> TileBody | str:
         """The epilogue, with the anchor's own bias; the result has its columns along `channel_axis`."""
         summand = None if bias is None and not self.image.zero else lambda: self._summand(bias)
-        return read_quantized_tile(self.real, channel_axis, self._factor, summand, self.out)
+        return read_quantized_tile(self.real, channel_axis, self._depth(), self._factor, summand, self.out)
+
+    def _depth(self) -> int:
+        stored: T = RegionView.constant(self.real, self.weight)
+        return stored.numel() // stored.shape[self.axis]
 
     def _factor(self) -> T:
         return self.scales.double() * self.image.scale
