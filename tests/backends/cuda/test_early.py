@@ -3,6 +3,13 @@ here as Python, every candidate is checked against the machine's limits, and the
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +24,7 @@ from venturi.backends.cuda.codegen.early import ACCESS, EarlyConfig
 from venturi.backends.cuda.codegen.element import Element
 from venturi.backends.cuda.codegen.reader import Box, conv_reader
 from venturi.backends.cuda.device import OfflineDevice
+from venturi.backends.cuda.store import KernelStore
 from venturi.backends.cuda.tactics.early import EARLY, EarlyConv, step_bytes
 from venturi.backends.cuda.tactics.gemm import Gemm
 from venturi.engine.builder import stored_weights
@@ -134,7 +142,8 @@ def check_limits(c, steps):
     assert -(-steps // share) == c.split, "a program without steps"
     assert 1 <= c.depth <= share
     assert c.depth >= min(2, share), "a ring of one slot waits for itself"
-    assert max(c.depth * step_bytes(c, HALF) + 1024, c.peer_bytes) <= MAX_SHARED
+    assert c.shared_bytes(HALF) <= MAX_SHARED
+    assert c.shared_bytes(HALF) >= c.depth * step_bytes(c, HALF) + 1024
     assert c.rows * c.split == c.bm
     assert c.rows * c.bn >= 32 * c.warps * ACCESS[c.split > 1], "threads without elements of their own"
     assert c.split <= 8, "the largest portable cluster"
@@ -151,3 +160,38 @@ def test_what_they_leave_to_others():
     assert "taps" in convolution((1, 9, 9), 24, 64, 3)[1].replace("tap ", "taps ")
     assert "one tap" in convolution((1, 9, 9), 128, 64, 3, group=2)[1]
     assert "Hopper" in convolution((1, 9, 9), 64, 64, 3, arch=100)[1]
+
+
+@pytest.mark.parametrize("m, n, k", [(128, 768, 3072), (128, 2304, 768), (64, 512, 2048)])
+def test_sums_that_programs_leave_do_not_touch_barriers(m, n, k, tmp_path):
+    """In the machine's text: barriers lie behind the ring, sums within it or behind the barriers."""
+    region, found = product(m, n, k)
+    shared = [c for c in (EarlyConfig(**f) for f in found) if c.split > 1]
+    assert shared
+    for c in shared[:2]:
+        (source,) = Gemm(OfflineDevice(90), EARLY).sources(region, asdict(c))
+        barriers = [int(b) for b in barrier_offsets(source, tmp_path)]
+        start, end = c.peer_start(HALF), c.peer_start(HALF) + c.peer_bytes
+        assert len(barriers) == c.depth
+        assert not any(start <= b + byte < end for b in barriers for byte in (0, 7)), (barriers, start, end)
+        assert KernelStore(folder=tmp_path).get(source).shared >= max(end, max(barriers) + 8)
+
+
+LOWER = """
+import json, sys
+from pathlib import Path
+from venturi.backends.cuda.codegen.compile import lower
+from venturi.backends.cuda.kernel import KernelSource
+print(lower(KernelSource.from_json(json.load(sys.stdin)), Path(sys.argv[1])).asm["ptx"])
+"""
+
+
+def barrier_offsets(source, folder):
+    """Of every mbarrier.init, in bytes from the start of a program's shared memory."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", LOWER, str(folder)]
+    given = json.dumps(source.to_json())
+    text = subprocess.run(command, input=given, env=environment, capture_output=True, text=True, check=True).stdout
+    adds = re.findall(r"(?:add\.s32|mov\.(?:b32|u32))\s+(%r\d+), (?:%r\d+, (\d+)|global_smem);", text)
+    base = {register: offset or "0" for register, offset in reversed(adds)}
+    return [base[r] for r in re.findall(r"mbarrier\.init\.shared::cta\.b64 \[(%r\d+)\]", text)]

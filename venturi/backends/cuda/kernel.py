@@ -17,7 +17,7 @@ class KernelSource:
     `text` is a module that defines the jit function `name`. `signature` lists every argument in order with its
     Triton type ("*bf16", "i32", "tensordesc<fp16[128,64]>", or "constexpr" for those in `constants`).
     `divisible` names arguments that are always multiples of 16 (pointers: 16-byte aligned). `cluster` programs along
-    the grid's second axis read each other's shared memory, the last `peer_shared` bytes of it.
+    the grid's second axis read each other's shared memory, of which they need at least `peer_shared` bytes.
     """
 
     name: str

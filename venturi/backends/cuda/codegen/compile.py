@@ -19,11 +19,36 @@ from venturi.backends.cuda.kernel import Cubin, KernelSource, Parameter
 from venturi.core.errors import TuningError
 
 MAX_SHARED = 232448
-_ALIGNED = 128
 
 
 def compile_source(source: KernelSource, folder: Path) -> Cubin:
     """Writes the text under `folder` (Triton reads source files) and compiles it. Raises TuningError."""
+    made = lower(source, folder)
+    meta = made.metadata
+    shared = max(meta.shared, source.peer_shared)
+    if shared > MAX_SHARED:
+        raise TuningError(f"{shared} bytes of shared memory, a block has {MAX_SHARED}")
+    if meta.global_scratch_size:
+        raise TuningError(f"{source.name} wants global scratch memory, which the launcher does not give")
+    registers, spills = _resources(made.asm["cubin"])
+    parameters = _parameters(source, meta.tensordesc_meta)
+    declared = made.asm["ptx"].split(".entry", 1)[1].split(")", 1)[0].count(".param")
+    if declared != len(parameters):
+        raise TuningError(f"{source.name}: the cubin takes {declared} parameters, expected {len(parameters)}")
+    return Cubin(
+        source.key, meta.name, made.asm["cubin"], meta.num_warps, shared, parameters, source.overlaps,
+        registers, spills, _compiler(), source.cluster,
+    )  # fmt: skip
+
+
+def _compiler() -> str:
+    import triton
+
+    return f"triton {triton.__version__}"
+
+
+def lower(source: KernelSource, folder: Path) -> Any:
+    """Triton's own result, with the text of every stage in `asm`. Raises TuningError."""
     os.environ.setdefault("TRITON_DISABLE_LINE_INFO", "1")
     try:
         import triton
@@ -46,28 +71,13 @@ def compile_source(source: KernelSource, folder: Path) -> Cubin:
     language = GluonASTSource if fn.is_gluon() else ASTSource
     attrs = {(names.index(n),): [["tt.divisibility", 16]] for n in source.divisible}
     try:
-        made = triton.compile(
+        return triton.compile(
             language(fn=fn, signature=dict(source.signature), constexprs=constants, attrs=attrs),
             target=GPUTarget("cuda", source.arch, 32),
             options={"num_warps": source.num_warps, "num_stages": source.num_stages, "enable_fp_fusion": True},
         )
     except Exception as exc:  # Triton raises its own, its passes' and plain errors alike
         raise TuningError(f"Triton cannot compile {source.name}: {_reason(exc)}") from exc
-    meta = made.metadata
-    shared = meta.shared if source.cluster == 1 else max(-(-meta.shared // _ALIGNED) * _ALIGNED, source.peer_shared)
-    if shared > MAX_SHARED:
-        raise TuningError(f"{shared} bytes of shared memory, a block has {MAX_SHARED}")
-    if meta.global_scratch_size:
-        raise TuningError(f"{source.name} wants global scratch memory, which the launcher does not give")
-    registers, spills = _resources(made.asm["cubin"])
-    parameters = _parameters(source, meta.tensordesc_meta)
-    declared = made.asm["ptx"].split(".entry", 1)[1].split(")", 1)[0].count(".param")
-    if declared != len(parameters):
-        raise TuningError(f"{source.name}: the cubin takes {declared} parameters, expected {len(parameters)}")
-    return Cubin(
-        source.key, meta.name, made.asm["cubin"], meta.num_warps, shared, parameters, source.overlaps,
-        registers, spills, f"triton {triton.__version__}", source.cluster,
-    )  # fmt: skip
 
 
 def _module(path: Path) -> Any:

@@ -6,7 +6,8 @@ activations as soon as programmatic dependent launch says that they are there. O
 rows. See codegen/reader.py for what a step of a convolution is.
 
 When tiles are few, the programs of a cluster share a tile's K: each leaves its sums in its own shared memory (in the
-ring, which is over by then), and each adds up a part of the rows from all of them, in a fixed order.
+ring, which comes first there and is over by then), and each adds up a part of the rows from all of them, in a fixed
+order.
 """
 
 from __future__ import annotations
@@ -42,23 +43,24 @@ def _cluster_barrier():
 
 @triton.jit
 def _leave(at, x):
-    # Pairs of neighbours to `at` bytes from the end of this program's shared memory.
+    # Pairs of neighbours to byte `at` of this program's shared memory.
     tl.inline_asm_elementwise(
-        "{ .reg .u32 p, q; mov.u32 p, global_smem; mov.u32 q, %dynamic_smem_size; add.u32 p, p, q; add.u32 p, p, $2; "
+        "{ .reg .u32 p; mov.u32 p, global_smem; add.u32 p, p, $2; "
         "st.shared.v2.f32 [p], {$4, $5}; mov.u32 $0, 0; mov.u32 $1, 0; }",
         "=r,=r,r,r,f,f", [at, x], dtype=tl.int32, is_pure=False, pack=2)
 
 
 @triton.jit
 def _fetch(at, rank):
-    # Four neighbours from `at` bytes from the end of the shared memory of a program of the cluster.
+    # Four neighbours from byte `at` of the shared memory of a program of the cluster.
     return tl.inline_asm_elementwise(
-        "{ .reg .u32 p, q; mov.u32 p, global_smem; mov.u32 q, %dynamic_smem_size; add.u32 p, p, q; add.u32 p, p, $4; "
+        "{ .reg .u32 p; mov.u32 p, global_smem; add.u32 p, p, $4; "
         "mapa.shared::cluster.u32 p, p, $8; ld.shared::cluster.v4.f32 {$0, $1, $2, $3}, [p]; }",
         "=f,=f,=f,=f,r,r,r,r,r,r,r,r", [at, rank], dtype=tl.float32, is_pure=False, pack=4)
 
 """
 _PADDING = 8
+BARRIER_BYTES = 1024
 _EARLY_RESIDUALS = 64
 
 
@@ -89,6 +91,19 @@ class EarlyConfig:
     @property
     def peer_bytes(self) -> int:
         return self.bm * (self.bn + _PADDING) * 4 if self.split > 1 else 0
+
+    def ring_bytes(self, element: Element) -> int:
+        return self.depth * (self.bm + self.bn) * self.step * element.bytes
+
+    def peer_start(self, element: Element) -> int:
+        """Where a program leaves its sums: in the ring or, where it is too small, behind all else; never on barriers,
+        whose memory the hardware may still write."""
+        ring = self.ring_bytes(element)
+        return 0 if self.peer_bytes <= ring else ring + BARRIER_BYTES
+
+    def shared_bytes(self, element: Element) -> int:
+        """At least what a program needs."""
+        return max(self.ring_bytes(element) + BARRIER_BYTES, self.peer_start(element) + self.peer_bytes)
 
 
 def product_source(
@@ -128,7 +143,8 @@ def _source(
     divisible = ("c", *tile.arguments, *(["N"] if reader.columns % 16 == 0 else []))
     constants = (("BM", c.bm), ("BN", c.bn))
     return KernelSource(
-        name, text, tuple(signature), constants, divisible, c.warps, 1, arch, c.split, c.peer_bytes
+        name, text, tuple(signature), constants, divisible, c.warps, 1, arch, c.split,
+        c.shared_bytes(element) if c.split > 1 else 0,
     )  # fmt: skip
 
 
@@ -214,7 +230,7 @@ def _finish(tile: TileBody, element: Element, c: EarlyConfig) -> list[str]:
     store = [*loads, *tile.lines, f"tl.store(c + at, {rounded('result', out_type)}, mask=mask)"]
     if c.split == 1:
         return ["acc = gl.convert_layout(acc, rows)", *store]
-    stride = 4 * (c.bn + _PADDING)
+    stride, start = 4 * (c.bn + _PADDING), c.peer_start(element)
     bits, back = "acc", ""
     if element.sums != "tl.float32":
         bits, back = "acc.to(tl.float32, bitcast=True)", f".to({element.sums}, bitcast=True)"
@@ -222,11 +238,11 @@ def _finish(tile: TileBody, element: Element, c: EarlyConfig) -> list[str]:
         "gl.thread_barrier()",
         "down = gl.arange(0, BM, gl.SliceLayout(1, sums))",
         "across = gl.arange(0, BN, gl.SliceLayout(0, sums))",
-        f"_leave((down * {stride})[:, None] + (across * 4 - {c.peer_bytes})[None, :], {bits})",
+        f"_leave((down * {stride})[:, None] + (across * 4 + {start})[None, :], {bits})",
         "_cluster_barrier()",
         f"down = gl.arange(0, {c.rows}, gl.SliceLayout(1, rows)) + tl.program_id(1) * {c.rows}",
         "across = gl.arange(0, BN, gl.SliceLayout(0, rows))",
-        f"where = (down * {stride})[:, None] + (across * 4 - {c.peer_bytes})[None, :]",
+        f"where = (down * {stride})[:, None] + (across * 4 + {start})[None, :]",
         f"acc = _fetch(where, where * 0){back}",
         f"for rank in gl.static_range(1, {c.split}):",
         f"    acc += _fetch(where, where * 0 + rank){back}",

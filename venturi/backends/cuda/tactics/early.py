@@ -53,7 +53,7 @@ def early_candidates(
             empty = replace(shape, bn=bn, warps=warps, split=split)
             for limit in (HALF_SHARED, MAX_SHARED):
                 c = replace(empty, depth=min(share, limit // step_bytes(empty, element)))
-                if c.depth >= min(share, 3):
+                if c.depth >= min(share, 3) and c.shared_bytes(element) <= ALL_SHARED:
                     scored[c] = _cost(c, element, -(-programs // num_sms), share)
     best = sorted(scored, key=lambda c: scored[c])[:MAX_CANDIDATES]
     return [asdict(c) for c in best] or f"more than {MAX_WAVES} programs a multiprocessor"
@@ -70,7 +70,7 @@ def _cost(c: EarlyConfig, element: Element, programs: int, share: int) -> float:
     flops = 2.0 * share * c.step * c.bm * c.bn * element.bytes / 2
     moved = max(share * bytes / _BYTES_PER_NS, flops / _FLOPS_PER_NS)
     moved += 4 * c.bm * c.bn / _BYTES_PER_NS if c.split > 1 else 0.0
-    resident = max(1, min(_THREADS // (32 * c.warps), ALL_SHARED // max(c.depth * bytes, c.peer_bytes)))
+    resident = max(1, min(_THREADS // (32 * c.warps), ALL_SHARED // max(c.shared_bytes(element), 1)))
     rounds = _PROGRAM_NS * -(-programs // resident)
     return float(programs * moved + rounds + (_REDUCE_NS if c.split > 1 else 0.0))
 
