@@ -46,6 +46,9 @@ def _real_bytes(x):
         "=f,=f,=f,=f,r", [x], dtype=tl.float32, is_pure=True, pack=4) - 8388736.0
 
 """
+# Elements of a tile that leave registers for the columns of its epilogue during the sums.
+_SMALL = 64 * 128
+_MOST_ACROSS = 16
 _CONSUMER_REGISTERS, _PRODUCER_REGISTERS = 240, 24
 
 
@@ -134,7 +137,7 @@ def _produce(size: PingpongTile, reader: Reader) -> list[str]:
         "count = 0",
         "gdc_wait()",
         "for tile in range(tl.program_id(0), tiles_m * tiles_n, tl.num_programs(0)):",
-        *indent([*GROUPED_TILE, *reader.locate]),
+        *indent([*_order(size, reader), *reader.locate]),
         "    for k in range(steps):",
         f"        slot = count % {size.stages}",
         f"        mbarrier.wait(free.index(slot), ((count // {size.stages}) & 1) ^ 1)",
@@ -154,6 +157,7 @@ def _consume(tile: TileBody, element: Element, size: PingpongTile, reader: Reade
     chunk = _chunk(tile)
     wide = [v.dtype not in _EARLY for v in tile.tiles]
     early, late = ([i for i, w in enumerate(wide) if w is kind] for kind in (False, True))
+    vectors, small = tile.load_vectors("n", "n < N"), size.rows * size.columns <= _SMALL
     groups = [size.columns // (4 * chunk), chunk // 2]
     flat = (
         ""
@@ -169,12 +173,14 @@ def _consume(tile: TileBody, element: Element, size: PingpongTile, reader: Reade
         "count = TURN * steps",
         "lap = 1 - TURN",
         "gdc_wait()",
+        *tile.load_numbers(),
         "first_tile = tl.program_id(0) + TURN * tl.num_programs(0)",
         "for tile in range(first_tile, tiles_m * tiles_n, 2 * tl.num_programs(0)):",
-        *indent([*GROUPED_TILE, *reader.locate]),
+        *indent([*_order(size, reader), *reader.locate]),
         f"    m = gl.arange(0, BM, gl.SliceLayout(1, rows)) + {reader.row}",
         "    n = gl.arange(0, BN, gl.SliceLayout(0, rows)) + pn * BN",
         *indent(reader.address),
+        *indent(vectors if small else []),
         *(f"    early{i} = tl.load(tile{i} + at, mask=mask, other=0.0)" for i in early),
         f"    acc = gl.zeros((BM, BN), {element.sums}, sums)",
         "    mbarrier.wait(turns.index(TURN), lap & 1)",
@@ -193,12 +199,18 @@ def _consume(tile: TileBody, element: Element, size: PingpongTile, reader: Reade
         "    count += steps",
         f"    acc = gl.permute(gl.reshape(acc, [BM, {groups[0]}, {groups[1]}, 4, 2]), (0, 1, 3, 2, 4))",
         "    acc = gl.convert_layout(gl.reshape(acc, [BM, BN]), rows)",
-        *indent(tile.load_columns("n", "n < N")),
+        *indent([] if small else vectors),
         *(f"    t{i} = {_widened(f'early{i}', tile.tiles[i].dtype)}" for i in early),
         *(f"    t{i} = tl.load(tile{i} + at, mask=mask, other=0.0).to(tl.float32)" for i in late),
         *indent(tile.lines),
         f"    tl.store(c + at, {rounded('result', out_type)}, mask=mask)",
     ]
+
+
+def _order(size: PingpongTile, reader: Reader) -> list[str]:
+    """From a tile's number to its place: all columns of some rows before the next, in groups where they are many."""
+    across = -(-reader.columns // size.columns)
+    return [f"pm = tile // {across}", f"pn = tile % {across}"] if across <= _MOST_ACROSS else GROUPED_TILE
 
 
 def _widened(name: str, dtype: DT | None) -> str:

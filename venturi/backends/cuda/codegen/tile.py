@@ -38,13 +38,16 @@ class TileBody:
     output: ir.Value
 
     def load_columns(self, index: str, mask: str) -> list[str]:
-        lines = []
-        for i, column in enumerate(self.columns):
-            if isinstance(column, Computed) and column.scalars:
-                lines += [f"b{i}_{j} = tl.load(col{i} + {j})" for j in range(column.scalars)]
-            else:
-                lines.append(f"b{i} = tl.load(col{i} + {index}, mask={mask}, other=0.0).to(tl.float32)[None, :]")
-        return lines
+        """Of columns and single numbers."""
+        return [*self.load_numbers(), *self.load_vectors(index, mask)]
+
+    def load_numbers(self) -> list[str]:
+        numbers = [(i, c.scalars) for i, c in enumerate(self.columns) if isinstance(c, Computed)]
+        return [f"b{i}_{j} = tl.load(col{i} + {j})" for i, count in numbers for j in range(count)]
+
+    def load_vectors(self, index: str, mask: str) -> list[str]:
+        wanted = [i for i, c in enumerate(self.columns) if not (isinstance(c, Computed) and c.scalars)]
+        return [f"b{i} = tl.load(col{i} + {index}, mask={mask}, other=0.0).to(tl.float32)[None, :]" for i in wanted]
 
     def column_tensors(self, region: RegionView) -> list[torch.Tensor]:
         """What the columns' arguments point to, flat, where the weights are."""
