@@ -234,9 +234,9 @@ def simulate(name, text, programs, args):
     "rows, n, k, programs",
     [(512, 256, 576, 3), (200, 136, 64, 2), (130, 72, 200, 1), (64, 64, 1024, 4), (640, 64, 128, 5)],
 )
-@pytest.mark.parametrize("stages", [2, 3, 4])
-def test_the_text_computes_the_product(rows, n, k, programs, stages):
-    got, want = run(rows, n, k, PingpongTile(64, 64, stages), programs)
+@pytest.mark.parametrize("stages, groups", [(2, 2), (3, 2), (4, 2), (2, 3), (4, 3)])
+def test_the_text_computes_the_product(rows, n, k, programs, stages, groups):
+    got, want = run(rows, n, k, PingpongTile(64, 64, stages, groups), programs)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-3)
 
 

@@ -1,11 +1,11 @@
-"""Gluon text of large products and convolutions on Hopper whose epilogues cost nothing: two groups of warps take turns.
+"""Gluon text of large products and convolutions on Hopper whose epilogues cost nothing: groups of warps take turns.
 
 One warp requests operands through the tensor memory accelerator, in the order of a program's tiles; two warpgroups
-multiply every other tile each. While one computes and stores an epilogue, the other has the tensor cores: the scheme
-that CUTLASS calls "pingpong".
+multiply every other tile each (or three every third, where tiles are so small that their epilogues take longer). While
+one computes and stores an epilogue, another has the tensor cores: the scheme that CUTLASS calls "pingpong".
 
 Barriers tell phases apart by one bit only. A warpgroup may wait for an operand only when it is the next of the ring:
-`turns` lets the two through their products one after the other.
+`turns` lets them through their products one after the other.
 
 A thread holds two neighbouring columns of every eight of a tile of sums. Weights are stored in an order (`shuffled`)
 that makes these neighbours in the result, as many as one access moves: nothing passes through shared memory after the
@@ -49,16 +49,17 @@ def _real_bytes(x):
 # Elements of a tile that leave registers for the columns of its epilogue during the sums.
 _SMALL = 64 * 128
 _MOST_ACROSS = 16
-_CONSUMER_REGISTERS, _PRODUCER_REGISTERS = 240, 24
+_CONSUMER_REGISTERS, _PRODUCER_REGISTERS = {2: 240, 3: 160}, 24
 
 
 @dataclass(frozen=True)
 class PingpongTile:
-    """`rows` and `columns` of a tile; `stages` steps are in flight."""
+    """`rows` and `columns` of a tile; `stages` steps are in flight; `groups` of warps take turns."""
 
     rows: int
     columns: int
     stages: int
+    groups: int = 2
 
 
 def product_source(
@@ -83,6 +84,7 @@ def _source(
     operands = ["a", "b", "a_ring", "b_ring", "free", "there", "turns", *reader.sizes]
     results = ["c", *tile.arguments]
     constants = "BM: tl.constexpr, BN: tl.constexpr"
+    registers = _CONSUMER_REGISTERS[size.groups]
     prelude = _BYTES_PRELUDE if any(v.dtype == DT.INT8 for v in tile.tiles) else ""
     everything = ", ".join([*operands, *results, "BM", "BN"])
     text = "\n".join([
@@ -102,18 +104,17 @@ def _source(
             f"b_ring = gl.allocate_shared_memory(b.dtype, [{size.stages}] + b.block_type.shape, b.layout)",
             f"free = gl.allocate_shared_memory(gl.int64, [{size.stages}, 1], mbarrier.MBarrierLayout())",
             f"there = gl.allocate_shared_memory(gl.int64, [{size.stages}, 1], mbarrier.MBarrierLayout())",
-            "turns = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())",
-            "for i in gl.static_range(2):",
+            f"turns = gl.allocate_shared_memory(gl.int64, [{size.groups}, 1], mbarrier.MBarrierLayout())",
+            f"for i in gl.static_range({size.groups}):",
             "    mbarrier.init(turns.index(i), count=1)",
             f"for i in gl.static_range({size.stages}):",
             "    mbarrier.init(free.index(i), count=1)",
             "    mbarrier.init(there.index(i), count=1)",
             "fence_async_shared()",
             "gl.warp_specialize([",
-            f"    (_consume, ({everything}, 0)),",
-            f"    (_consume, ({everything}, 1)),",
+            *(f"    (_consume, ({everything}, {turn}))," for turn in range(size.groups)),
             f"    (_produce, ({', '.join(operands)}, BM, BN)),",
-            f"], [{WARPS}, 1], [{_CONSUMER_REGISTERS}, {_PRODUCER_REGISTERS}])",
+            f"], {[*[WARPS] * (size.groups - 1), 1]}, {[*[registers] * (size.groups - 1), _PRODUCER_REGISTERS]})",
         ]),
         "",
     ])  # fmt: skip
@@ -151,7 +152,10 @@ def _produce(size: PingpongTile, reader: Reader) -> list[str]:
 
 
 def _consume(tile: TileBody, element: Element, size: PingpongTile, reader: Reader) -> list[str]:
-    """Every second tile of the program, from TURN on. A slot is free again when the product after it has begun."""
+    """Every second or third tile of the program, from TURN on.
+
+    A slot is free again when the product after it has begun.
+    """
     out_type = tile.output.dtype
     assert out_type is not None
     chunk = _chunk(tile)
@@ -171,11 +175,11 @@ def _consume(tile: TileBody, element: Element, size: PingpongTile, reader: Reade
         "tiles_n = tl.cdiv(N, BN)",
         f"steps = {reader.steps}",
         "count = TURN * steps",
-        "lap = 1 - TURN",
+        "lap = 1 if TURN == 0 else 0",
         "gdc_wait()",
         *tile.load_numbers(),
         "first_tile = tl.program_id(0) + TURN * tl.num_programs(0)",
-        "for tile in range(first_tile, tiles_m * tiles_n, 2 * tl.num_programs(0)):",
+        f"for tile in range(first_tile, tiles_m * tiles_n, {size.groups} * tl.num_programs(0)):",
         *indent([*_order(size, reader), *reader.locate]),
         f"    m = gl.arange(0, BM, gl.SliceLayout(1, rows)) + {reader.row}",
         "    n = gl.arange(0, BN, gl.SliceLayout(0, rows)) + pn * BN",
@@ -193,10 +197,10 @@ def _consume(tile: TileBody, element: Element, size: PingpongTile, reader: Reade
         "        acc = warpgroup_mma_wait(1, deps=(acc,))",
         f"        mbarrier.arrive(free.index((count + {size.stages - 1}) % {size.stages}), count=1, pred=k > 0)",
         "        count += 1",
-        "    mbarrier.arrive(turns.index(1 - TURN), count=1)",
+        f"    mbarrier.arrive(turns.index((TURN + 1) % {size.groups}), count=1)",
         "    acc = warpgroup_mma_wait(0, deps=(acc,))",
         f"    mbarrier.arrive(free.index((count + {size.stages - 1}) % {size.stages}), count=1)",
-        "    count += steps",
+        f"    count += {size.groups - 1} * steps",
         f"    acc = gl.permute(gl.reshape(acc, [BM, {groups[0]}, {groups[1]}, 4, 2]), (0, 1, 3, 2, 4))",
         "    acc = gl.convert_layout(gl.reshape(acc, [BM, BN]), rows)",
         *indent([] if small else vectors),

@@ -19,8 +19,11 @@ from venturi.backends.cuda.tactics.products import Operands, Product, num_tiles
 
 T = torch.Tensor
 # Steps of 128 bytes in flight.
-TILES = (PingpongTile(128, 128, 6), PingpongTile(64, 256, 4), PingpongTile(64, 128, 8))
-NARROW = PingpongTile(128, 64, 8)
+TILES = (
+    PingpongTile(128, 128, 6), PingpongTile(64, 256, 4), PingpongTile(64, 128, 8), PingpongTile(64, 128, 8, 3),
+)  # fmt: skip
+NARROW = (PingpongTile(128, 64, 8), PingpongTile(128, 64, 8, 3))
+LEAST_COLUMNS = 64
 MAX_STAGES = 12
 
 
@@ -34,24 +37,29 @@ class PingpongProduct:
             return "written for Hopper's warpgroup products"
         if p.n % p.element.aligned or p.k % p.element.aligned:
             return f"N={p.n} and K={p.k} must be multiples of {p.element.aligned}"
-        sizes = [t for t in (*TILES, NARROW) if t.columns <= max(p.n, NARROW.columns)]
-        found = [GemmConfig(t.rows, t.columns, p.element.step, t.stages, WARPS) for t in sizes]
+        sizes = [t for t in (*TILES, *NARROW) if t.columns <= max(p.n, LEAST_COLUMNS)]
+        found = [GemmConfig(t.rows, t.columns, p.element.step, t.stages, WARPS, 1, t.groups) for t in sizes]
         many = [c for c in found if p.rows is None or num_tiles(p.rows, p.n, c) > device.num_sms]
         return [asdict(c) for c in many] or "not more tiles than multiprocessors"
 
     def source(self, region: RegionView, p: Product, config: Config, arch: int) -> KernelSource:
         c = GemmConfig(**config)
-        size = PingpongTile(c.bm, c.bn, c.stages)
+        size = _tile(c)
         return product_source(region, p.tile, p.element, size, p.n, p.k, arch)
 
     def weights(self, weight: T, p: Product, config: Config) -> T:
         c = GemmConfig(**config)
-        return shuffled(weight, p.tile, PingpongTile(c.bm, c.bn, c.stages))
+        return shuffled(weight, p.tile, _tile(c))
 
     def launch(self, kernel: Launchable, config: Config, device: KernelDevice, o: Operands) -> None:
         c, (rows, _, k), n = GemmConfig(**config), o.sizes, o.out.shape[1]
         grid = (min(num_tiles(rows, n, c), device.num_sms),)
         kernel.launch(grid, [o.x, o.weight, o.out, *o.columns, *o.tiles, rows, n, k])
+
+
+def _tile(c: GemmConfig) -> PingpongTile:
+    """Configurations written before there was a third group of warps say one."""
+    return PingpongTile(c.bm, c.bn, c.stages, max(2, c.waves))
 
 
 PINGPONG = PingpongProduct()
@@ -101,10 +109,10 @@ def pingpong_candidates(conv: Convolution, g: ConvGeometry, device: KernelDevice
     step = tap_step(g, conv.element)
     size = conv.size[0], conv.size[2], conv.size[3]
     found: list[Config] = []
-    for t in (*TILES, NARROW):
+    for t in (*TILES, *NARROW):
         box = best_box(size, t.rows)
         many = box.count(size) * -(-g.outputs // t.columns) > device.num_sms
-        if many and t.columns <= max(g.outputs, NARROW.columns):
+        if many and t.columns <= max(g.outputs, LEAST_COLUMNS):
             stages = min(t.stages * conv.element.step // step, MAX_STAGES)
             found.append({**asdict(t), "stages": stages, "step": step, "box": list(asdict(box).values())})
     return found or "not more tiles than multiprocessors"
@@ -112,5 +120,5 @@ def pingpong_candidates(conv: Convolution, g: ConvGeometry, device: KernelDevice
 
 def read_pingpong(config: Config) -> tuple[PingpongTile, Box, int]:
     """(tile, box of the image, channels of a step)."""
-    size = PingpongTile(config["rows"], config["columns"], config["stages"])
+    size = PingpongTile(config["rows"], config["columns"], config["stages"], config["groups"])
     return size, Box(*config["box"]), config["step"]
