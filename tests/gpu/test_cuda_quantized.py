@@ -19,7 +19,10 @@ pytestmark = pytest.mark.gpu
 
 
 def check(device, region, expected):  # noqa: F811
-    """All candidates against plain algorithms on fresh inputs; ten runs in a row bit for bit."""
+    """All candidates against plain algorithms on fresh inputs; ten runs in a row bit for bit.
+
+    The models' scales have no simple ratios: where sums of stored integers fall on ties, either neighbour is right.
+    """
     place = torch.device("cuda", 0)
     region.weights = DeviceWeights(region.weights, place)
     args = [torch.randint(-24, 25, list(v.shape), dtype=torch.int8, device=place) for v in region.dynamic]
@@ -38,7 +41,7 @@ def check(device, region, expected):  # noqa: F811
             try:
                 kernel = tactic.bind(region, config)
             except TuningError as exc:
-                assert "spills" in str(exc), exc
+                assert "spills" in str(exc) or "shared memory" in str(exc), exc
                 continue
             got = kernel.run(*args)
             about = (tactic.name, config)
@@ -81,9 +84,9 @@ def test_convolutions(device, shape, out, kernel, stride, pad, expected, zero): 
 def test_pixels_with_a_residual_and_roundings_between(device, shape, out):  # noqa: F811
     m = Model("s8")
     x = m.quantized("x", 0.02, 3)
-    y = m.quantized(m.add("Conv", [x, m.weight((out, shape[1], 1, 1), 0)], kernel_shape=[1, 1]), 0.06, 1)
-    skip = m.quantized(m.add("Conv", [x, m.weight((out, shape[1], 1, 1), 0)], kernel_shape=[1, 1]), 0.05, 0)
-    y = m.quantized(m.add("Relu", [m.quantized(m.add("Add", [y, skip]), 0.06, 0)]), 0.05, 0)
+    y = m.quantized(m.add("Conv", [x, m.weight((out, shape[1], 1, 1), 0)], kernel_shape=[1, 1]), 0.0611, 1)
+    skip = m.quantized(m.add("Conv", [x, m.weight((out, shape[1], 1, 1), 0)], kernel_shape=[1, 1]), 0.0473, 0)
+    y = m.quantized(m.add("Relu", [m.quantized(m.add("Add", [y, skip]), 0.0581, 0)]), 0.0437, 0)
     model = optimized(m, shape, y)
     assert sorted(len(r.dynamic) for r in quantized_regions(model)) == [1, 2]
     region = next(r for r in quantized_regions(model) if len(r.dynamic) == 2)
@@ -98,6 +101,6 @@ def test_products(device, rows, k, n, ends):  # noqa: F811
     m = Model("s8")
     y = m.add("MatMul", [m.quantized("x", 0.02, 5), m.weight((k, n), 1)])
     y = m.add("Add", [y, m.constant(m.rng.standard_normal(n).astype("f"))])
-    y = m.quantized(m.add("Gelu", [y]), 0.3, -5) if ends else m.add("Relu", [y])
+    y = m.quantized(m.add("Gelu", [y]), 0.05, -5) if ends else m.add("Relu", [y])
     (region,) = quantized_regions(optimized(m, (rows, k), y))
     check(device, region, {"triton-gemm"})
