@@ -15,6 +15,7 @@ import orjson
 from venturi.serve.core import Core
 from venturi.serve.errors import ServeError, Status, invalid, not_found
 from venturi.serve.http.codec import parse_json
+from venturi.serve.http.openapi import document
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,10 @@ async def _dashboard(core: Core, names: tuple[str, ...], body: bytes) -> Reply:
 @functools.cache
 def _page() -> bytes:
     return Path(__file__).with_name("dashboard.html").read_bytes()
+
+
+async def _openapi(core: Core, names: tuple[str, ...], body: bytes) -> Reply:
+    return Reply(body=document(ROUTES))
 
 
 async def _inspect(core: Core, names: tuple[str, ...], body: bytes) -> Reply:
@@ -168,6 +173,7 @@ ROUTES = (
     Route(GET, ("v2", "health", "live"), _live),
     Route(GET, ("v2", "health", "ready"), _ready),
     *(Route(GET, (name,), _dashboard) for name in ("", "dashboard")),
+    Route(GET, ("openapi.json",), _openapi),
     Route(GET, ("v2",), _server),
     Route(GET, ("v2", "models", "stats"), _stats),
     *(Route(GET, (*base, "ready"), _model_ready) for base in (_M, _MV)),
