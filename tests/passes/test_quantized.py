@@ -134,7 +134,7 @@ def test_rounding_stays_behind_a_pooling(case: str) -> None:
 
 def signed(m: Sketch, output: str) -> Any:
     """Optimized for a device that takes signed bytes and rounds within Regions."""
-    context = PassContext(fuses_quantized=True, signed_bytes=True, rounds_between=True)
+    context = PassContext(fuses_quantized=True, signed_bytes=True, rounds_within="anywhere")
     return m.optimize(SHAPE, [output], context=context)
 
 

@@ -203,7 +203,8 @@ class Backend:
     `plain()`: by the operators' definitions, however slow. Libraries of half precision may let a NaN reach more results
     than it should; a candidate that agrees with the definition is right all the same.
     `fuses_quantized`: there are kernels for contractions between dequantized inputs and a quantized output.
-    `signed_bytes`: and only for signed integers. `rounds_between`: which may round to bytes within too.
+    `signed_bytes`: and only for signed integers. `rounds_within`: "sums" where they may also round to bytes
+    right behind the sums, "anywhere" in what follows.
     `flat_attention`: kernels of attention take [batch, tokens, heads * dim] as well as [batch, heads, tokens, dim].
     """
 
@@ -213,7 +214,7 @@ class Backend:
     plain: Callable[[], AbstractContextManager[object]] | None = None
     fuses_quantized: bool = False
     signed_bytes: bool = False
-    rounds_between: bool = False
+    rounds_within: str = ""
     flat_attention: bool = False
     _by_name: dict[str, Tactic] = field(default_factory=dict)
 

@@ -48,7 +48,7 @@ def pass_context(config: BuildConfig, backend: Backend) -> PassContext:
     """What the passes must know of the configuration and of the device."""
     return PassContext(
         precision=config.precision, fuses_quantized=backend.fuses_quantized, signed_bytes=backend.signed_bytes,
-        rounds_between=backend.rounds_between, flat_attention=backend.flat_attention,
+        rounds_within=backend.rounds_within, flat_attention=backend.flat_attention,
     )  # fmt: skip
 
 

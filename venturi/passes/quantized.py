@@ -5,7 +5,7 @@ they keep the order of numbers and make none. QuantizeLinear goes in front of a 
 make (no NaN is there, whose place in the order integers would lose). A QuantizeLinear that undoes the DequantizeLinear
 in front of it goes. A convolution or product of dequantized operands becomes a Region from its DequantizeLinear nodes
 to the QuantizeLinear behind it, bias, residual and activation in between; other readers of a dequantized value keep
-their own. Devices that can round in between also take what follows a QuantizeLinear, up to another one.
+their own. Devices that can round within also take what follows a QuantizeLinear, up to another one.
 
 Only for devices whose kernels take integers in and give them out. Where those must be signed, what a QuantizeLinear
 makes for DequantizeLinear nodes alone becomes int8, its zero 128 lower.
@@ -16,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from venturi.ir.build import const_array, constant, copy_type, fresh_name
+from venturi.ir.build import const_array, constant, copy_type, fresh_name, get_attr
 from venturi.ir.dtypes import DT
 from venturi.ir.quantization import per_tensor
 from venturi.ir.region import form_region
@@ -122,13 +122,19 @@ def fuse(graph: ir.Graph, ctx: PassContext) -> None:
         chain = chain_of(node, kind)
         end = _quantizer(chain)
         while end is not None:
-            rest = _rest(end, kind) if ctx.rounds_between else []
+            rest = _rest(end, kind) if _goes_on(chain, ctx) else []
             chain.append(end)
             if len(rest) < 2 or sum(n.op_type == "Add" for n in (*chain, *rest)) > 1:
                 break
             chain += rest
             end = _quantizer(rest)
         form_region("quantized", [*_own_dequantized(graph, chain), *chain])
+
+
+def _goes_on(chain: list[ir.Node], ctx: PassContext) -> bool:
+    """Whether the device's kernels may round behind `chain` and go on."""
+    bare = len(chain) == 1 and get_attr(chain[0], "group", 1) == 1
+    return ctx.rounds_within == "anywhere" or (ctx.rounds_within == "sums" and bare)
 
 
 def _quantizer(chain: list[ir.Node]) -> ir.Node | None:

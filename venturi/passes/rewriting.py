@@ -16,14 +16,15 @@ class PassContext:
     """State of one pipeline run. `fuel` < 0 is endless; `rewrites` counts by pass name.
 
     Of the device: `fuses_quantized`, it has kernels that take integers in and give them out, `signed_bytes`, of signed
-    ones only, `rounds_between`, and they may round within; `flat_attention`, its attention takes heads side by side.
+    ones only, and where those may round within (`rounds_within`: "sums" right behind them, "anywhere", or
+    nowhere); `flat_attention`, its attention takes heads side by side.
     """
 
     fuel: int = -1
     precision: str = "model"
     fuses_quantized: bool = False
     signed_bytes: bool = False
-    rounds_between: bool = False
+    rounds_within: str = ""
     flat_attention: bool = False
     fold_limit_bytes: int = 64 << 20
     rewrites: dict[str, int] = field(default_factory=dict)

@@ -217,3 +217,29 @@ def test_any_batch() -> None:
         assert got.shape == (n, 32, 6, 6)
         if n:
             agree(engine, plain, 0.05, x)
+
+
+@pytest.mark.parametrize("kind, zero", [("u8", 30), ("s8", 5)])
+@pytest.mark.parametrize("activation", [None, "Relu"])
+def test_rounding_before_a_residual(kind: str, zero: int, activation: str | None) -> None:
+    """As onnxruntime exports it: the sums are stored as bytes, then the residual is added; one kernel."""
+    m = Model(kind)
+    x = m.quantized("x", 0.02, zero)
+    y = m.add("Conv", [x, m.weight((70, 70, 3, 3), 0)], kernel_shape=[3, 3], pads=[1] * 4)
+    y = m.add("Add", [m.quantized(y, 0.0313, zero), x])
+    y = m.quantized(y if activation is None else m.add(activation, [y]), 0.0571, zero)
+    engine, plain = m.build({"x": (1, 70, 7, 7)}, y, None)
+    assert tactics(engine).count("native-quantized") == 1
+    assert "Add" in next(s for s in engine.plan.steps if s.tactic == "native-quantized").ops
+    agree(engine, plain, 0.0571, m.rng.standard_normal((1, 70, 7, 7)).astype(np.float32))
+
+
+def test_roundings_that_no_kernel_knows_keep_their_own_steps() -> None:
+    m = Model("u8")
+    x = m.quantized("x", 0.02, 3)
+    y = m.add("Relu", [m.add("Conv", [x, m.weight((64, 64, 1, 1), 0)], kernel_shape=[1, 1])])
+    y = m.quantized(m.add("Add", [m.quantized(y, 0.03, 0), x]), 0.05, 9)
+    engine, plain = m.build({"x": (1, 64, 7, 7)}, y, None)
+    assert tactics(engine).count("native-quantized") == 1
+    assert "Add" not in next(s for s in engine.plan.steps if s.tactic == "native-quantized").ops
+    agree(engine, plain, 0.05, m.rng.standard_normal((1, 64, 7, 7)).astype(np.float32))

@@ -94,5 +94,6 @@ CPU = Backend(
     ),
     plain=_plain,
     fuses_quantized=_multiplies_bytes(),
+    rounds_within="sums",
     flat_attention=True,
 )

@@ -85,14 +85,16 @@ class Epilogue:
 
 
 def read_epilogue(region: RegionView) -> Epilogue | str:
-    """Decode the nodes after the anchor; a text says why that is impossible."""
+    """Decode the nodes after the anchor; a text says why that is impossible. Roundings within are the caller's."""
     bias: T | None = None
     residual: int | None = None
     activation: Activation | None = None
     activation_first = False
     value = region.anchor.outputs[0]
     for node in region.nodes[1:]:
-        if node.op_type == "Add":
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            pass
+        elif node.op_type == "Add":
             other = node.inputs[1] if node.inputs[0] is value else node.inputs[0]
             weight = region.constant(other)
             if weight is not None:

@@ -77,5 +77,5 @@ def cuda_backend(device: KernelDevice, place: torch.device) -> Backend:
         exact,
         fuses_quantized=True,
         signed_bytes=True,
-        rounds_between=True,
+        rounds_within="anywhere",
     )

@@ -26,7 +26,7 @@ from venturi.backends.cpu.codegen.isa import Isa
 from venturi.backends.cpu.codegen.mathlib import quantize
 from venturi.backends.cpu.codegen.units import BLOCK, HALF, ROW_BYTES, TILE_BYTES, Dots, Tiles, Unit
 
-RESIDUAL_SCALE, RESIDUAL_SHIFT, OUT_SCALE, OUT_ZERO = range(4)
+RESIDUAL_SCALE, RESIDUAL_SHIFT, OUT_SCALE, OUT_ZERO, WITHIN_SCALE, WITHIN_ZERO, WITHIN_BACK, WITHIN_SHIFT = range(8)
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class MatrixSpec:
     """A group is `tiles` (1 or 2) times `rows` pixels, at most 16 where `unit` is "tiles", 14 where it is "dots".
 
     Weights are bf16 or, where `image` is of bytes, s8: then the sums are integers, and a scale for every channel makes
-    numbers of them.
+    numbers of them. `within`: these are rounded to such elements before the residual is added.
     """
 
     geometry: ConvGeometry
@@ -46,6 +46,7 @@ class MatrixSpec:
     residual: Element = BF16
     out: Element = BF16
     unit: str = "tiles"
+    within: Element | None = None
 
     @property
     def weight(self) -> Element:
@@ -128,8 +129,8 @@ def pack_matrix(weight: torch.Tensor) -> torch.Tensor:
 
 def emit_matrix(isa: Isa, spec: MatrixSpec) -> str:
     """Words: x, weights, bias, residual, out, images (or pixels of the row), the Schedule's four. Where integers stand
-    for numbers, also: a scale a channel; residual's scale and shift, the output's inverse scale and zero, in fp32; the
-    image's zero."""
+    for numbers, also: a scale a channel; residual's scale and shift, the output's inverse scale and zero, those of a
+    rounding within and its scale and shift back, in fp32; the image's zero."""
     e = Emitter(isa)
     _Matrix(e, spec).tasks()
     return e.finish()
@@ -150,7 +151,7 @@ class _Matrix:
         if spec.quantized:
             self.scale = e.pointer(10)
             numbers = e.pointer(11)
-            self.numbers = [e.splat(e.load_scalar(e.at(numbers, i))) for i in range(4)]
+            self.numbers = [e.splat(e.load_scalar(e.at(numbers, i))) for i in range(8)]
             one = e.b.insert_element(ir.Constant(lanes, ir.Undefined), e.b.trunc(e.word(12), I8), I32(0))
             self.nothing = e.b.shuffle_vector(
                 one, ir.Constant(lanes, ir.Undefined), ir.Constant(ir.VectorType(I32, spec.step), None)
@@ -295,6 +296,8 @@ class _Matrix:
                     value = e.fma(value, scale[v], e.constant(0.0) if bias[v] is None else bias[v])
                 elif bias[v] is not None:
                     value = e.b.fadd(value, bias[v])
+                if spec.within is not None:
+                    value = self._rounded(value, spec.within)
                 other = e.load(e.at(self.residual, at), n) if spec.post.residual else None
                 if other is not None and spec.residual.limits:
                     other = e.fma(other, self.numbers[RESIDUAL_SCALE], self.numbers[RESIDUAL_SHIFT])
@@ -305,3 +308,11 @@ class _Matrix:
                 e.store(value, e.at(self.out, at), n)
 
         e.each(0, spec.group, 1, row)
+
+    def _rounded(self, value: Val, element: Element) -> Val:
+        """As if it had been stored and read again."""
+        assert element.limits is not None
+        stored = quantize(
+            self.e, self.e.b.fmul(value, self.numbers[WITHIN_SCALE]), self.numbers[WITHIN_ZERO], element.limits
+        )
+        return self.e.fma(stored, self.numbers[WITHIN_BACK], self.numbers[WITHIN_SHIFT])

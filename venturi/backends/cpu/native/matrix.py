@@ -88,7 +88,7 @@ class Matrix:
     def __init__(
         self, isa: Isa, weight: T, bias: T | None, epilogue: Epilogue, config: Mapping[str, Any],
         image: Stored = Stored(BF16), out: Stored = Stored(BF16), residual: Stored = Stored(BF16),
-        scales: T | None = None,
+        scales: T | None = None, within: Stored | None = None,
     ) -> None:  # fmt: skip
         post = post_of(epilogue)
         assert isinstance(post, Post)
@@ -98,7 +98,12 @@ class Matrix:
         self._weight = packed_copy(pack_matrix(weight))
         self._bias = None if bias is None else bias.float().contiguous()
         self._scales = None if scales is None else (scales * image.scale).float().contiguous()
-        self._numbers = torch.tensor([residual.scale, -residual.zero * residual.scale, 1 / out.scale, float(out.zero)])
+        inner = within or Stored(S8)
+        self._within = None if within is None else within.element
+        self._numbers = torch.tensor([
+            residual.scale, -residual.zero * residual.scale, 1 / out.scale, float(out.zero),
+            1 / inner.scale, float(inner.zero), inner.scale, -inner.zero * inner.scale,
+        ])  # fmt: skip
         zero = image.zero + (SIGN if self._unit == "dots" and image.element is S8 else 0)
         if self._scales is not None and zero:
             shift = -self._scales.double() * zero * weight.double().flatten(1).sum(1)
@@ -112,7 +117,8 @@ class Matrix:
         count = batch * geometry.height * geometry.width if flat.width == 0 else batch
         pixels = count if flat.width == 0 else count * flat.out_height * flat.out_width
         spec = MatrixSpec(
-            flat, *group_rows(pixels, self._unit), self._bias is not None, self._post, *self._elements, self._unit
+            flat, *group_rows(pixels, self._unit), self._bias is not None, self._post, *self._elements, self._unit,
+            self._within,
         )  # fmt: skip
         most = PANEL_BYTES // (spec.group * spec.stride) if spec.gathers else c["groups"]
         schedule = Schedule(max(1, min(c["groups"], most)), c["blocks"], bool(c["channels_first"]))

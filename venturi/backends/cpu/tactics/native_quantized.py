@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -45,6 +45,7 @@ class Quantized:
     sizes: Callable[[Shapes], tuple[ConvGeometry, int, tuple[int, ...]] | None]
     layout: torch.memory_format
     group: int = 1
+    within: Stored | None = None
 
 
 def read_quantized(region: RegionView) -> Quantized | str:
@@ -57,9 +58,21 @@ def read_quantized(region: RegionView) -> Quantized | str:
     out = _stored(real.numbers(end, region.outputs[0]))
     if image is None or out is None or (end is None and region.outputs[0].dtype != DT.FLOAT):
         return "inputs or outputs have more than one scale"
-    if node.op_type == "Conv":
-        return _read_conv(real, image, out)
-    return _read_linear(real, image, out)
+    within = _within(real)
+    if isinstance(within, str):
+        return within
+    found = _read_conv(real, image, out) if node.op_type == "Conv" else _read_linear(real, image, out)
+    return found if isinstance(found, str) else replace(found, within=within)
+
+
+def _within(real: RealView) -> Stored | str | None:
+    """How sums are rounded before the rest of the epilogue, if they are."""
+    ops = [n.op_type for n in real.nodes[1:]]
+    if "QuantizeLinear" not in ops:
+        return None
+    if ops[:2] != ["QuantizeLinear", "DequantizeLinear"] or "QuantizeLinear" in ops[2:]:
+        return "rounds elsewhere than right behind the sums"
+    return _stored(real.numbers(real.nodes[1], real.nodes[1].outputs[0])) or "a rounding with more than one scale"
 
 
 def _read_conv(real: RealView, image: Stored, out: Stored) -> Quantized | str:
@@ -152,7 +165,7 @@ class NativeQuantized:
         found = read_generated(region)
         assert not isinstance(found, str)
         isa, q = found
-        matrix = Matrix(isa, q.weight, q.bias, q.epilogue, config, q.image, q.out, q.residual, q.scales)
+        matrix = Matrix(isa, q.weight, q.bias, q.epilogue, config, q.image, q.out, q.residual, q.scales, q.within)
 
         def plan(shapes: Shapes) -> Routine | None:
             sizes = q.sizes(shapes)
