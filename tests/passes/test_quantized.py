@@ -181,3 +181,13 @@ def test_a_rounding_that_others_read_ends_the_region() -> None:
     y = m.quantized(m.conv(x, 8, 8), 0.05, 9)
     total = m.quantized(m.add("Add", [m.add("Relu", [m.add("Add", [y, x])]), y]), 0.07, 1)
     assert regions(signed(m, total))[0] == PLAIN
+
+
+def test_a_bias_behind_a_rounding() -> None:
+    """As MatMul and Add of a constant are exported: what is added has no node that makes it."""
+    m = Sketch("s8")
+    y = m.quantized(m.add("MatMul", [m.quantized("x", 0.02, 3), m.weight((6, 6), 1)]), 0.05, 9)
+    y = m.add("Add", [y, m.constant(np.arange(6, dtype=np.float32))])
+    made = signed(m, m.quantized(y, 0.07, 1))
+    pair = "QuantizeLinear+DequantizeLinear"
+    assert regions(made) == [f"quantized:DequantizeLinear+DequantizeLinear+MatMul+{pair}+Add+QuantizeLinear"]

@@ -154,7 +154,7 @@ def _rest(end: ir.Node, kind: str) -> list[ir.Node]:
         return []
     rest = chain_of(back, kind)
     others = [v for n in rest if n.op_type == "Add" for v in n.inputs if v is not None and v.producer() not in rest]
-    taken = [v for v in others if single_use(v) is not None and producer(v, *_CONTRACTIONS) is not None]
+    taken = [v for v in others if producer(v, *_CONTRACTIONS) is not None and single_use(v) is not None]
     return [] if taken else rest
 
 
