@@ -12,6 +12,7 @@ import onnx_ir as ir
 import torch
 
 from venturi.backends.base import Backend, RegionView
+from venturi.backends.real_view import RealView
 from venturi.backends.reference.program import OPERATOR_ERRORS
 from venturi.core.errors import ShapeError, VenturiError
 from venturi.core.log import logger
@@ -248,16 +249,17 @@ def _step(region: RegionView, choice: Choice, args: list[Any] | None, outputs: t
 
 def _flops(region: RegionView, args: list[Any] | None, outputs: tuple[Any, ...]) -> float:
     """Work of the anchor at the tuned shapes; 0 when unknown."""
-    op = find_op(region.anchor.domain, region.anchor.op_type)
+    seen = RealView(region) if region.kind == "quantized" else region
+    op = find_op(seen.anchor.domain, seen.anchor.op_type)
     if op is None or op.flops is None or not outputs or args is None or not isinstance(outputs[0], torch.Tensor):
         return 0.0
-    stream = dict(zip(region.dynamic, args))
     shapes = []
-    for v in region.anchor.inputs:
-        x = None if v is None else region.constant(v) if region.constant(v) is not None else stream.get(v)
+    for v in seen.anchor.inputs:
+        at = seen.position(v)
+        x = None if at is None else args[at]
         shapes.append(list(x.shape) if isinstance(x, torch.Tensor | np.ndarray) else static_shape(v) or [])
     try:
-        return float(op.flops(shapes, [list(outputs[0].shape)], region.attrs(region.anchor)))
+        return float(op.flops(shapes, [list(outputs[0].shape)], seen.attrs(seen.anchor)))
     except (IndexError, KeyError):
         return 0.0
 

@@ -243,3 +243,11 @@ def test_roundings_that_no_kernel_knows_keep_their_own_steps() -> None:
     assert tactics(engine).count("native-quantized") == 1
     assert "Add" not in next(s for s in engine.plan.steps if s.tactic == "native-quantized").ops
     agree(engine, plain, 0.05, m.rng.standard_normal((1, 64, 7, 7)).astype(np.float32))
+
+
+def test_work_is_counted_as_of_real_numbers() -> None:
+    m = Model("u8")
+    y = m.add("Conv", [m.quantized("x", 0.02, 3), m.weight((16, 8, 3, 3), 0)], kernel_shape=[3, 3], pads=[1] * 4)
+    engine, _ = m.build({"x": (2, 8, 5, 7)}, m.quantized(y, 0.05, 9), None, level=1)
+    (step,) = [s for s in engine.plan.steps if "Conv" in s.ops]
+    assert step.flops == 2 * (2 * 16 * 5 * 7) * (8 * 9)
