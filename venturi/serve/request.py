@@ -63,6 +63,7 @@ class InferRequest:
     `emit` takes the responses of a decoupled model before the last, on any thread; None: the client wants exactly one.
     `finish` is set by the scheduler, for models that answer after `execute` has returned. `is_cancelled`: nobody waits.
     `is_null`: fills a row of a batch where a sequence has nothing to say. `slot`: the scheduler's own note.
+    `trace_parent`: the W3C header that names the client's span.
     """
 
     model: str
@@ -83,6 +84,7 @@ class InferRequest:
     is_cancelled: bool = False
     is_null: bool = False
     slot: object = None
+    trace_parent: str = ""
 
     @property
     def label(self) -> str:

@@ -78,7 +78,8 @@ class ServedVersion:
     def _traced(self, tracer: Tracer, request: InferRequest, done: Done) -> Done:
         def record(result: Result) -> None:
             request.times.end = request.times.end or time.perf_counter_ns()
-            tracer.record(request, self.name, self.version)
+            error = str(result) if isinstance(result, ServeError) else ""
+            tracer.record(request, self.name, self.version, error)
             done(result)
 
         return record

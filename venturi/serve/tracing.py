@@ -1,4 +1,4 @@
-"""Traces of requests: the moments of their way, as JSON files that Triton's trace tools read."""
+"""Traces of requests: the moments of their way, as JSON files that Triton's trace tools read, or as spans."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from typing import Any
 from venturi.core.log import logger
 from venturi.serve.errors import invalid, unsupported
 from venturi.serve.request import InferRequest
+from venturi.serve.spans import Spans
 
 LEVELS = ("OFF", "TIMESTAMPS")
+MODES = ("triton", "opentelemetry")
 _MOMENTS = (
     ("REQUEST_START", "start"), ("QUEUE_START", "queued"), ("COMPUTE_START", "compute"),
     ("COMPUTE_INPUT_END", "input_done"), ("COMPUTE_OUTPUT_START", "output"), ("COMPUTE_END", "end"),
@@ -24,19 +26,23 @@ _MOMENTS = (
 @dataclass(frozen=True)
 class TraceSettings:
     """rate: one of so many requests is traced. count: traces left, -1 without end. log_frequency: traces a file, 0: all
-    in one file when the server stops or the settings change."""
+    in one file when the server stops or the settings change. mode "opentelemetry" writes no files: spans go to the
+    collector at `url`, with `resource` attributes."""
 
     level: str = "OFF"
     rate: int = 1000
     count: int = -1
     log_frequency: int = 0
     file: str = ""
+    mode: str = "triton"
+    url: str = ""
+    resource: tuple[tuple[str, str], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As the trace extension shows them: strings."""
         return {
             "trace_level": [self.level], "trace_rate": str(self.rate), "trace_count": str(self.count),
-            "log_frequency": str(self.log_frequency), "trace_file": self.file, "trace_mode": "triton",
+            "log_frequency": str(self.log_frequency), "trace_file": self.file, "trace_mode": self.mode,
         }  # fmt: skip
 
 
@@ -53,6 +59,7 @@ class Tracer:
         self._ids, self._files = itertools.count(1), itertools.count()
         self._lock = threading.Lock()
         self.is_on = settings.level != "OFF"
+        self._spans = Spans(settings.url, dict(settings.resource)) if settings.mode == "opentelemetry" else None
 
     def settings_of(self, model: str = "") -> TraceSettings:
         """A model's own settings over the general ones; with "" the general ones."""
@@ -93,8 +100,11 @@ class Tracer:
             self._left[model] = left - 1 if left > 0 else left
             return True
 
-    def record(self, request: InferRequest, model: str, version: int) -> None:
-        """The request has been answered."""
+    def record(self, request: InferRequest, model: str, version: int, error: str = "") -> None:
+        """The request has been answered; `error` is what the client reads where it failed."""
+        if self._spans is not None:
+            self._spans.record(request, model, version, error)
+            return
         moments = [{"name": n, "ns": getattr(request.times, f)} for n, f in _MOMENTS if getattr(request.times, f)]
         with self._lock:
             number = next(self._ids)
@@ -105,6 +115,8 @@ class Tracer:
                 self._write(f".{next(self._files)}")
 
     def close(self) -> None:
+        if self._spans is not None:
+            self._spans.close()
         with self._lock:
             self._write()
 
@@ -145,19 +157,29 @@ def _parsed(name: str, value: Any) -> tuple[str, Any]:
 
 
 def parse_trace_config(options: list[str]) -> TraceSettings:
-    """--trace-config's words: level=, rate=, count=, triton,file=, triton,log-frequency=. Raises ServeError."""
+    """--trace-config's words: level=, rate=, count=, mode=, triton,file=, triton,log-frequency=, opentelemetry,url=,
+    opentelemetry,resource=KEY=VALUE. Raises ServeError."""
     settings = TraceSettings()
     for option in options:
         name, _, value = option.partition("=")
         name = name.removeprefix("triton,")
-        if name == "mode" and value == "triton":
+        if name == "mode" and value in MODES:
+            settings = replace(settings, mode=value)
             continue
         if name == "file":
             settings = replace(settings, file=value)
             continue
+        if name == "opentelemetry,url":
+            settings = replace(settings, url=value)
+            continue
+        key, _, text = value.partition("=")
+        if name == "opentelemetry,resource" and key and text:
+            settings = replace(settings, resource=(*settings.resource, (key, text)))
+            continue
         known = {"level": "trace_level", "rate": "trace_rate", "count": "trace_count", "log-frequency": "log_frequency"}
         if name not in known:
-            raise invalid(f"--trace-config: unknown option {option!r}; expected file, {', '.join(known)}")
+            words = ["mode", "file", *known, "opentelemetry,url", "opentelemetry,resource=KEY=VALUE"]
+            raise invalid(f"--trace-config: unknown option {option!r}; expected {', '.join(words)}")
         field, parsed = _parsed(known[name], value)
         settings = replace(settings, **{field: parsed})
     return settings

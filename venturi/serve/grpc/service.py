@@ -6,6 +6,7 @@ import asyncio
 import functools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import grpc
@@ -151,13 +152,13 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
 
     @_answers
     async def ModelInfer(self, message: Any, context: Context) -> Any:
-        return await self._infer(message)
+        return await self._infer(message, self._trace_parent(context))
 
     async def ModelStreamInfer(self, messages: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
         """Requests run at once. Answers come in the order of the requests, those of decoupled models as they come; an
         error does not end the stream, unless the client's metadata has triton_grpc_error."""
         strict = any(k == "triton_grpc_error" and v == "true" for k, v in context.invocation_metadata() or ())
-        stream = AnswerStream(self._answer, self._is_decoupled)
+        stream = AnswerStream(partial(self._answer, self._trace_parent(context)), self._is_decoupled)
         async with stream.reading(messages):
             async for answer in stream:
                 if isinstance(answer, ServeError):
@@ -174,18 +175,23 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
         except ServeError:
             return False
 
-    async def _answer(self, message: Any) -> AsyncIterator[Any]:
+    def _trace_parent(self, context: Context) -> str:
+        if not self._core.tracer.is_on:
+            return ""
+        return next((str(v) for k, v in context.invocation_metadata() or () if k == "traceparent"), "")
+
+    async def _answer(self, trace_parent: str, message: Any) -> AsyncIterator[Any]:
         """The responses to one message of a stream."""
         await self._core.prepare(message.model_name)
         if not self._is_decoupled(message):
-            response = await self._infer(message)
+            response = await self._infer(message, trace_parent)
             response.parameters["triton_final_response"].bool_param = True
             yield response
             return
         started = time.perf_counter_ns()
         served = self._core.find(message.model_name, message.model_version)
         request = decode_infer(message, self._core.regions)
-        request.times.start = started
+        request.times.start, request.trace_parent = started, trace_parent
         wants_end = message.parameters[EMPTY_FINAL].bool_param if EMPTY_FINAL in message.parameters else False
         async for part, final in served.stream(request):
             if part.outputs or not final or wants_end:
@@ -193,12 +199,12 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
                 response.parameters["triton_final_response"].bool_param = final
                 yield response
 
-    async def _infer(self, message: Any) -> Any:
+    async def _infer(self, message: Any, trace_parent: str) -> Any:
         started = time.perf_counter_ns()
         await self._core.prepare(message.model_name)
         served = self._core.find(message.model_name, message.model_version)
         request = decode_infer(message, self._core.regions)
-        request.times.start = started
+        request.times.start, request.trace_parent = started, trace_parent
         response = await served.infer(request)
         return encode_infer(response, request, served.signature, served.version, self._core.regions)
 

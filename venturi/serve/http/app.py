@@ -92,7 +92,7 @@ class HttpApp:
         if parts[-1] in ("generate", "generate_stream") and parts[:2] == ("v2", "models") and len(parts) in (4, 6):
             if scope["method"] != "POST":
                 raise MethodNotAllowed
-            await self._generate(parts, body, started, receive, send)
+            await self._generate(parts, headers, body, started, receive, send)
             return
         handle, names = find_route(scope["method"], parts)
         reply = await handle(self._core, names, body)
@@ -118,14 +118,18 @@ class HttpApp:
         encoding = headers.get(b"content-encoding", b"")
         return decompress(body, encoding, self._max_input_bytes) if encoding else body
 
+    def _trace_parent(self, headers: Headers) -> str:
+        return headers.get(b"traceparent", b"").decode("latin-1") if self._core.tracer.is_on else ""
+
     async def _generate(
-        self, parts: tuple[str, ...], body: bytes, started: int, receive: Receive, send: Send
+        self, parts: tuple[str, ...], headers: Headers, body: bytes, started: int, receive: Receive, send: Send
     ) -> None:  # fmt: skip
         version = parts[4] if len(parts) == 6 else ""
         await self._core.prepare(parts[2])
         served = self._core.find(parts[2], version)
         request = decode_generate(parse_json(body, self._max_input_bytes), served, version)
         request.times.start = started
+        request.trace_parent = self._trace_parent(headers)
         if parts[-1] == "generate":
             await _send_json(send, 200, await _answered(asyncio.ensure_future(generate(served, request)), receive))
             return
@@ -145,6 +149,7 @@ class HttpApp:
             headers, body, served.signature, name, version, self._core.regions, self._max_input_bytes
         )
         decoded.request.times.start = started
+        decoded.request.trace_parent = self._trace_parent(headers)
         answer = served.infer(decoded.request)
         response = await _answered(answer, receive)
         encoded = encode_infer(response, decoded, served.signature, served.version, self._core.regions)
