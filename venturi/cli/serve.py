@@ -54,7 +54,8 @@ def serve(
     tls_key: Annotated[Path | None, typer.Option(help="PEM key of the certificate.")] = None,
     tls_client_ca: Annotated[Path | None, typer.Option(help="PEM: clients must show a certificate of it.")] = None,
     trace_config: Annotated[
-        list[str] | None, typer.Option(help="level=TIMESTAMPS, rate=N, count=N, triton,file=PATH, mode=opentelemetry, ...; repeatable.")
+        list[str] | None,
+        typer.Option(help="level=TIMESTAMPS, rate=N, count=N, triton,file=PATH, mode=opentelemetry, ...; repeatable."),
     ] = None,
     log_verbose: Annotated[int, typer.Option(min=0, help="Above 0: debug messages too.")] = 0,
     log_info: Annotated[bool, typer.Option(help="Log what happens.")] = True,
