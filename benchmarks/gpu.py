@@ -102,11 +102,11 @@ def one(name: str, batch: int, level: int, peer: bool, out: Path | None) -> dict
             row["speedup"] = round(row["compile_ms"] / row["venturi_ms"], 3)
     if out is not None:
         report = engine.profile({engine.inputs[0].name: on_gpu}, runs=5)
-        (out / f"{name}_b{batch}.txt").write_text(_steps(engine) + "\n" + str(report))
+        (out / f"{name}_b{batch}.txt").write_text(describe_steps(engine) + "\n" + str(report))
     return row
 
 
-def _steps(engine: vt.Engine) -> str:
+def describe_steps(engine: vt.Engine) -> str:
     lines = []
     for s in engine.plan.steps:
         lines.append(f"{s.time_us} {s.tactic} {s.config} {'+'.join(s.ops)} {s.flops:.3g} {s.bytes}")

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 import venturi as vt
-from benchmarks.gpu import _steps, compiled_ms, host_us, median_ms
+from benchmarks.gpu import compiled_ms, describe_steps, host_us, median_ms
 from benchmarks.gpu_models import example, make
 
 
@@ -103,7 +103,7 @@ def run(path: Path, level: int, peer: bool, out: Path | None) -> dict[str, Any]:
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         report = engine.profile({engine.inputs[0].name: x}, runs=5)
-        (out / f"resnet50_int8_b{batch}.txt").write_text(_steps(engine) + "\n" + str(report))
+        (out / f"resnet50_int8_b{batch}.txt").write_text(describe_steps(engine) + "\n" + str(report))
         (out / f"int8_b{batch}.json").write_text(json.dumps(row, indent=1))
     return row
 

@@ -178,7 +178,7 @@ def parse_trace_config(options: list[str]) -> TraceSettings:
             continue
         known = {"level": "trace_level", "rate": "trace_rate", "count": "trace_count", "log-frequency": "log_frequency"}
         if name not in known:
-            words = ["mode", "file", *known, "opentelemetry,url", "opentelemetry,resource=KEY=VALUE"]
+            words = [f"mode={'|'.join(MODES)}", "file", *known, "opentelemetry,url", "opentelemetry,resource=KEY=VALUE"]
             raise invalid(f"--trace-config: unknown option {option!r}; expected {', '.join(words)}")
         field, parsed = _parsed(known[name], value)
         settings = replace(settings, **{field: parsed})

@@ -24,24 +24,29 @@ UNARY = [
 
 def run_all(net, tactic, inputs, precision="model", poison=True):
     """Runs the optimized graph with `tactic` wherever it matches, checking each result; returns how often it did."""
-    model = optimize(net, precision)
-    weights = stored_weights(model.graph)
-    env = {v: inputs[v.name] for v in model.graph.inputs}
-    env.update({v: weights[n] for n, v in model.graph.initializers.items() if n in weights})
     used = 0
-    for node in model.graph:
-        region = RegionView(node, weights)
-        args = [env[v] for v in reads_of(node, weights)]
-        want = Reference().bind(region, {}).run(*args)
+    for region, args, want in walk(optimize(net, precision), inputs):
         found = tactic.match(region)
         if not isinstance(found, str):
             used += 1
             for config in found[:2]:
                 kernel = tactic.bind(region, config)
                 reason = disagreement(kernel.run(*args), want, region_ulps(region))
-                assert reason is None, f"{node.name} {config}: {reason}"
-        env.update(zip(node.outputs, want if isinstance(want, tuple) else (want,)))
+                assert reason is None, f"{region.name} {config}: {reason}"
     return used
+
+
+def walk(model, inputs):
+    """(Region, its arguments, the reference's result) in order."""
+    weights = stored_weights(model.graph)
+    env = {v: inputs[v.name] for v in model.graph.inputs}
+    env.update({v: weights[n] for n, v in model.graph.initializers.items() if n in weights})
+    for node in model.graph:
+        region = RegionView(node, weights)
+        args = [env[v] for v in reads_of(node, weights)]
+        want = Reference().bind(region, {}).run(*args)
+        yield region, args, want
+        env.update(zip(node.outputs, want if isinstance(want, tuple) else (want,)))
 
 
 def tensor(*shape, seed=0, dtype=torch.float32, special=True):

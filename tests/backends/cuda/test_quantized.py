@@ -11,6 +11,7 @@ from onnx import TensorProto, helper
 
 from tests.backends.cpu.test_native_quantized import Model
 from tests.backends.cuda.interpreted import InterpretedDevice
+from tests.backends.cuda.test_clusters import walk
 from venturi.backends.base import RegionView, disagreement, region_slack, region_ulps
 from venturi.backends.cpu.tactics.reference import Reference
 from venturi.backends.cuda.backend import cuda_backend
@@ -24,7 +25,6 @@ from venturi.backends.cuda.tactics.stem import StemConv
 from venturi.engine.builder import pass_context, stored_weights
 from venturi.frontends.onnx_import import import_onnx
 from venturi.passes.pipeline import run_pipeline
-from venturi.runtime.executable import reads_of
 
 BACKEND = cuda_backend(OfflineDevice(90), torch.device("cpu"))
 
@@ -45,15 +45,9 @@ def quantized_regions(model):
 
 def run_with(m, tactic, shape, output, limit=3):
     """How many Regions `tactic` takes; its results are the reference's bytes or, seldom, their neighbours."""
-    model = optimized(m, shape, output)
-    weights = stored_weights(model.graph)
-    env = {v: torch.from_numpy(m.rng.standard_normal(shape).astype(np.float32)) for v in model.graph.inputs}
-    env.update({v: weights[n] for n, v in model.graph.initializers.items() if n in weights})
+    inputs = {"x": torch.from_numpy(m.rng.standard_normal(shape).astype(np.float32))}
     used = 0
-    for node in model.graph:
-        region = RegionView(node, weights)
-        args = [env[v] for v in reads_of(node, weights)]
-        want = Reference().bind(region, {}).run(*args)
+    for region, args, want in walk(optimized(m, shape, output), inputs):
         found = tactic.match(region)
         if not isinstance(found, str):
             used += 1
@@ -67,7 +61,6 @@ def run_with(m, tactic, shape, output, limit=3):
                 assert disagreement(got, want, region_ulps(region), slack=region_slack(region)) is None, config
                 assert float((got != want).float().mean()) < 0.01, config
                 assert want.unique().numel() > 20, "a test of few values"
-        env[node.outputs[0]] = want
     return used
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from venturi.ir.dtypes import DT
 
 HALF = (DT.FLOAT16, DT.BFLOAT16)
-MULTIPLIED = (*HALF, DT.INT8)
 _ROW_BYTES = 128
 _DEPTH_BYTES = 32
 _WIDEST = {1: 128, 2: 256}
@@ -30,10 +29,6 @@ class Element:
     @property
     def partial(self) -> str:
         return "*i32" if self.dtype == DT.INT8 else "*fp32"
-
-    @property
-    def zero(self) -> str:
-        return "0" if self.dtype == DT.INT8 else "0.0"
 
     @property
     def step(self) -> int:

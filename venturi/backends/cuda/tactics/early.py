@@ -103,8 +103,11 @@ class EarlyProduct(ProductKernel):
 EARLY = EarlyProduct()
 
 
-def boxes_obstacle(conv: Convolution, arch: int) -> str:
-    """Why a convolution cannot be a product over boxes of the image, if it cannot."""
+def read_boxed(region: RegionView, arch: int) -> tuple[Convolution, tuple[int, int, int]] | str:
+    """A convolution that can be a product over boxes of the image, and its result's [images, P, Q]; or why not."""
+    conv = read_convolution(region)
+    if isinstance(conv, str):
+        return conv
     g = conv.geometry
     if arch != ARCH:
         return "written for Hopper's warpgroup products"
@@ -116,7 +119,7 @@ def boxes_obstacle(conv: Convolution, arch: int) -> str:
         return f"strides {g.strides}"
     if conv.size is None or conv.given is None or (g.strides == (2, 2) and (conv.given[2] % 2 or conv.given[3] % 2)):
         return "sizes that are not fixed, or odd with a stride of 2"
-    return ""
+    return conv, (conv.size[0], conv.size[2], conv.size[3])
 
 
 def tap_step(g: ConvGeometry, element: Element) -> int:
@@ -140,14 +143,12 @@ class EarlyConv:
         self._device = device
 
     def match(self, region: RegionView) -> list[Config] | str:
-        conv = read_convolution(region)
-        if isinstance(conv, str):
-            return conv
-        obstacle = boxes_obstacle(conv, self._device.arch)
-        if obstacle or conv.size is None:
-            return obstacle
+        found = read_boxed(region, self._device.arch)
+        if isinstance(found, str):
+            return found
+        conv, size = found
         g, step = conv.geometry, tap_step(conv.geometry, conv.element)
-        size, tiles = (conv.size[0], conv.size[2], conv.size[3]), {}
+        tiles = {}
         for bm in (64, 128):
             box = best_box(size, bm)
             tiles[bm] = box.count(size), EarlyConfig(bm, 0, 0, 0, 1, box.height, box.width, box.images, step)

@@ -13,8 +13,8 @@ from venturi.backends.cuda.codegen.pingpong import WARPS, PingpongTile, conv_sou
 from venturi.backends.cuda.codegen.reader import Box, best_box
 from venturi.backends.cuda.device import KernelDevice, Launchable
 from venturi.backends.cuda.kernel import KernelSource
-from venturi.backends.cuda.tactics.conv import ConvFrame, Convolution, matched_convolution, read_convolution
-from venturi.backends.cuda.tactics.early import ARCH, boxes_obstacle, pixels_of, tap_step
+from venturi.backends.cuda.tactics.conv import ConvFrame, Convolution, matched_convolution
+from venturi.backends.cuda.tactics.early import ARCH, pixels_of, read_boxed, tap_step
 from venturi.backends.cuda.tactics.products import Operands, Product, num_tiles
 
 T = torch.Tensor
@@ -58,7 +58,7 @@ class PingpongProduct:
 
 
 def _tile(c: GemmConfig) -> PingpongTile:
-    """Configurations written before there was a third group of warps say one."""
+    """`waves` counts the groups of warps, of which there are at least two."""
     return PingpongTile(c.bm, c.bn, c.stages, max(2, c.waves))
 
 
@@ -74,13 +74,8 @@ class PingpongConv:
         self._device = device
 
     def match(self, region: RegionView) -> list[Config] | str:
-        conv = read_convolution(region)
-        if isinstance(conv, str):
-            return conv
-        obstacle = boxes_obstacle(conv, self._device.arch)
-        if obstacle or conv.size is None:
-            return obstacle
-        return pingpong_candidates(conv, conv.geometry, self._device)
+        found = read_boxed(region, self._device.arch)
+        return found if isinstance(found, str) else pingpong_candidates(found[0], found[0].geometry, self._device)
 
     def sources(self, region: RegionView, config: Config) -> list[KernelSource]:
         conv, (size, box, step) = matched_convolution(region), read_pingpong(config)
