@@ -66,7 +66,7 @@ bench-llm-gpu: $(STAMP)  ## decode latency and throughput of language models (ne
 	$(PY) -m benchmarks.llm.throughput --quant fp8 --kv fp8 --cells 128/128/4000,1000/1000/1024,2048/128/600
 
 gpu-check: $(STAMP)  ## tests marked gpu (needs an NVIDIA GPU)
-	$(PY) -m pytest -m gpu
+	$(PY) -m pytest -n 4 -m gpu tests/gpu
 
 bench-overheads: $(STAMP)  ## import, per-run, build, load and inspect times
 	$(PY) -m benchmarks.overheads
