@@ -189,6 +189,19 @@ def test_streams_answer_in_order_and_survive_errors(server):
         client.stop_stream()
 
 
+def test_a_strict_stream_ends_with_its_first_error(server):
+    x = np.ones((1, 4), np.float32)
+    answers: queue.Queue = queue.Queue()
+    with grpc_client.InferenceServerClient(server.url("grpc")) as client:
+        client.start_stream(lambda result, error: answers.put(error), headers={"triton_grpc_error": "true"})
+        client.async_stream_infer("scaled", [tensor(grpc_client, "x", x)])
+        assert answers.get(timeout=20) is None
+        client.async_stream_infer("scaled", [tensor(grpc_client, "wrong", x)])
+        error = answers.get(timeout=20)
+        assert error.status() == "StatusCode.INVALID_ARGUMENT"
+        assert "unexpected inference input 'wrong'" in str(error)
+
+
 def test_statistics_add_up(client):
     before = as_dict(client.get_inference_statistics("scaled"))["model_stats"][0]
     x = np.ones((3, 4), np.float32)

@@ -219,9 +219,9 @@ def test_late_answers_count_once() -> None:
     driver.submit(one, answers.append)
     assert one.finish is not None
     model.gate.set()
-    one.finish(InferResponse({}, {"first": True}))
-    one.finish(InferResponse({}, {"second": True}))
-    one.finish(ServeError(Status.INTERNAL, "third"))
+    one.finish(one, InferResponse({}, {"first": True}))
+    one.finish(one, InferResponse({}, {"second": True}))
+    one.finish(one, ServeError(Status.INTERNAL, "third"))
     assert [a.parameters for a in answers] == [{"first": True}]
     assert (statistics.success.count, statistics.fail.count, driver.num_open) == (1, 0, 0)
 
@@ -237,7 +237,7 @@ def test_answers_keep_their_order_across_threads() -> None:
     def finish(part: list[InferRequest]) -> None:
         for one in part:
             assert one.finish is not None
-            one.finish(InferResponse({}))
+            one.finish(one, InferResponse({}))
 
     threads = [threading.Thread(target=finish, args=(requests[k::4],)) for k in range(4)]
     for thread in threads:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import queue
 import threading
+from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -42,9 +42,11 @@ class Engine:
         self._config = config
         self._source = source
         self._profiles = [Profile.from_dict(p) for p in built.plan.profiles]
-        self._idle: queue.LifoQueue[RunContext] = queue.LifoQueue()
+        self._names = tuple(s.name for s in built.plan.inputs)
+        self._output_types = tuple((s.name, _logical(s)) for s in built.plan.outputs)
+        self._idle: deque[RunContext] = deque()
         self._seen: set[tuple[Any, ...]] = set()
-        self._dtypes = [_storage(s) for s in built.plan.inputs]
+        self._input_types = tuple((s, _logical(s), _storage(s)) for s in built.plan.inputs)
         self._lock = threading.Lock()
         self._worker: Worker | None = None
         self.batching: Batching | None = None
@@ -80,14 +82,14 @@ class Engine:
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Inputs by name → outputs by name. Raises ShapeError for wrong names, types or shapes."""
-        names = [s.name for s in self.plan.inputs]
-        unknown = [n for n in inputs if n not in names]
-        missing = [n for n in names if n not in inputs]
-        if unknown or missing:
-            hint = nearest(unknown[0], names) if unknown else ""
-            raise ShapeError(f"inputs must be {names}; missing {missing}, unknown {unknown}.{hint}")
+        names = self._names
+        if len(inputs) != len(names) or any(n not in inputs for n in names):
+            unknown = [n for n in inputs if n not in names]
+            missing = [n for n in names if n not in inputs]
+            hint = nearest(unknown[0], list(names)) if unknown else ""
+            raise ShapeError(f"inputs must be {list(names)}; missing {missing}, unknown {unknown}.{hint}")
         outputs = self._execute([inputs[n] for n in names])
-        return {s.name: o for s, o in zip(self.plan.outputs, outputs)}
+        return {name: o for (name, _), o in zip(self._output_types, outputs)}
 
     def submit(self, inputs: Mapping[str, Any]) -> Future[dict[str, Any]]:
         """Queue a request; its Future gives `run`'s result. Raises RequestError when the queue is full."""
@@ -115,28 +117,29 @@ class Engine:
         if context is not None:
             outputs = context.run(stored)
         else:
+            idle = self._idle  # a refit puts another in its place
             try:
-                own = self._idle.get_nowait()
-            except queue.Empty:
+                own = idle.pop()
+            except IndexError:
                 own = self._new_context()
             try:
                 outputs = own.run(stored)
             finally:
-                self._idle.put(own)
+                idle.append(own)
         tensors = [a for a in args if isinstance(a, torch.Tensor)]
         if tensors and (not args or tensors[0].device == self._built.target.device):
             return outputs
         outputs = [o.cpu() if isinstance(o, torch.Tensor) else o for o in outputs]
-        return outputs if tensors else [to_numpy(o, _logical(s)) for o, s in zip(outputs, self.plan.outputs)]
+        return outputs if tensors else [to_numpy(o, dtype) for o, (_, dtype) in zip(outputs, self._output_types)]
 
     def _accept(self, args: list[Any], profile: int | None) -> list[Any]:
         """Stored inputs, checked against the interface; shapes already seen skip the shape checks."""
         stored = []
-        for spec, dtype, arg in zip(self.plan.inputs, self._dtypes, args):
+        for (spec, logical, dtype), arg in zip(self._input_types, args):
             if isinstance(arg, np.ndarray) and spec.kind == "tensor":
-                arg = to_torch(arg, _logical(spec) if arg.dtype.kind not in "OUST" else None)
+                arg = to_torch(arg, logical if arg.dtype.kind not in "OUST" else None)
             elif not isinstance(arg, torch.Tensor) and spec.kind == "tensor":
-                arg = to_torch(np.asarray(arg, dtype=_numpy(spec)), _logical(spec))
+                arg = to_torch(np.asarray(arg, dtype=_numpy(spec)), logical)
             elif spec.kind != "tensor" and isinstance(arg, list):
                 arg = [to_torch(a) if isinstance(a, np.ndarray) else a for a in arg]
             elif spec.kind != "tensor" and isinstance(arg, np.ndarray):
@@ -225,7 +228,7 @@ class Engine:
         set_weights(source, given)
         built = rebuild(source, self.plan, self._config, self._built.target)
         self._source, self._built = source, built
-        self._idle = queue.LifoQueue()
+        self._idle = deque()
 
 
 class EngineContext:

@@ -6,7 +6,6 @@ float4/float6 in float32. The logical type comes from the graph, never from the 
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import ml_dtypes  # noqa: F401  (registers bfloat16 and friends with numpy)
@@ -98,10 +97,18 @@ def _from_numpy(array: np.ndarray[Any, Any]) -> torch.Tensor:
 
 
 def _share_readonly(array: np.ndarray[Any, Any]) -> torch.Tensor:
-    """Mapped weights are read-only; torch warns that it cannot enforce that, which is known here."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return torch.from_numpy(array)
+    """torch warns that it cannot keep memory read-only, which is known here; so it is shown as writeable."""
+    return torch.from_numpy(np.asarray(_Writeable(array)))
+
+
+class _Writeable:
+    """An array's memory for `np.asarray`, whose result keeps this object and so the array alive."""
+
+    def __init__(self, array: np.ndarray[Any, Any]) -> None:
+        self._array = array
+        interface = array.__array_interface__
+        interface["data"] = (interface["data"][0], False)
+        self.__array_interface__ = interface
 
 
 def to_numpy(value: Any, dtype: DT | None = None) -> Any:

@@ -21,6 +21,7 @@ _FAST_WALL_US = 500.0
 _SLOW_US = 1000.0
 _WINDOW = 20
 _MAX_STRIKES = 3.0
+_RECOVERY = 0.1  # a fast run; a busy machine stretches one in a hundred, a model that became slow all
 _PENALTY_RUNS = 1000
 
 
@@ -43,9 +44,9 @@ class Instance:
         self._work.put((requests, report))
 
     def run_here(self, requests: list[InferRequest]) -> Outcome:
-        """Three slow runs within a few hundred send the model back to its thread."""
+        """Three slow runs among a few dozen send the model back to its thread."""
         outcome, spent_us = self._execute(requests)
-        self._strikes = self._strikes + 1 if spent_us > _SLOW_US else max(self._strikes - 0.01, 0.0)
+        self._strikes = self._strikes + 1 if spent_us > _SLOW_US else max(self._strikes - _RECOVERY, 0.0)
         if self._strikes >= _MAX_STRIKES:
             self.is_fast, self._strikes = False, 0.0
             self._left = _PENALTY_RUNS

@@ -80,7 +80,7 @@ class InferRequest:
     rows: int = 1
     times: Times = field(default_factory=Times)
     emit: Callable[[InferResponse], None] | None = None
-    finish: Callable[[InferResponse | ServeError], None] | None = None
+    finish: Callable[[InferRequest, InferResponse | ServeError], None] | None = None
     is_cancelled: bool = False
     is_null: bool = False
     slot: object = None

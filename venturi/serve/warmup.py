@@ -22,7 +22,7 @@ def warm_up(model: LoadedModel, config: ModelConfig, folder: Path) -> None:
         inputs = {n: _tensor(n, given, rows, folder.parent / "warmup") for n, given in sample.inputs.items()}
         for _ in range(max(sample.count, 1) * instances):
             request = InferRequest(config.name, "", dict(inputs), rows=max(rows, 1))
-            request.finish = lambda answer: None
+            request.finish = lambda request, answer: None
             request.emit = lambda answer: None
             try:
                 (answer,) = model.execute([request])

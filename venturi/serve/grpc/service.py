@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from functools import partial
 from typing import Any
 
 import grpc
@@ -18,10 +16,10 @@ from tritonclient.grpc import service_pb2 as pb
 from venturi.core.log import logger
 from venturi.serve.core import Core
 from venturi.serve.errors import ServeError, invalid
-from venturi.serve.grpc.codec import EMPTY_FINAL, decode_infer, encode_infer
+from venturi.serve.grpc.exchange import StreamExchange, begin
 from venturi.serve.grpc.gate import GateInterceptor
 from venturi.serve.grpc.messages import Handlers, Malformed
-from venturi.serve.grpc.streams import AnswerStream
+from venturi.serve.grpc.streams import AnswerStream, StreamRefused
 from venturi.serve.security import Gate
 
 Context = Any
@@ -152,61 +150,33 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
 
     @_answers
     async def ModelInfer(self, message: Any, context: Context) -> Any:
-        return await self._infer(message, self._trace_parent(context))
+        await self._core.prepare(message.model_name)
+        pending = begin(self._core, message, self._trace_parent(context))
+        return pending.encode(await pending.future)
 
-    async def ModelStreamInfer(self, messages: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
+    async def ModelStreamInfer(self, messages: AsyncIterator[Any], context: Context) -> None:
         """Requests run at once. Answers come in the order of the requests, those of decoupled models as they come; an
         error does not end the stream, unless the client's metadata has triton_grpc_error."""
         strict = any(k == "triton_grpc_error" and v == "true" for k, v in context.invocation_metadata() or ())
-        stream = AnswerStream(partial(self._answer, self._trace_parent(context)), self._is_decoupled)
-        async with stream.reading(messages):
-            async for answer in stream:
-                if isinstance(answer, ServeError):
-                    if strict:
-                        await context.abort(getattr(grpc.StatusCode, answer.status.grpc), answer.message)
-                    failed = pb.ModelInferResponse(id=answer.where)
-                    yield pb.ModelStreamInferResponse(error_message=answer.message, infer_response=failed)
-                else:
-                    yield pb.ModelStreamInferResponse(infer_response=answer)
 
-    def _is_decoupled(self, message: Any) -> bool:
-        try:
-            return self._core.find(message.model_name, message.model_version).signature.decoupled
-        except ServeError:
-            return False
+        async def write(answer: Any) -> None:
+            if not isinstance(answer, ServeError):
+                await context.write(pb.ModelStreamInferResponse(infer_response=answer))
+                return
+            if strict:
+                raise StreamRefused(answer)
+            failed = pb.ModelInferResponse(id=answer.where)
+            await context.write(pb.ModelStreamInferResponse(error_message=answer.message, infer_response=failed))
+
+        exchange = StreamExchange(self._core, self._trace_parent(context))
+        refused = await AnswerStream(exchange, write).run(messages)
+        if refused is not None:
+            await context.abort(getattr(grpc.StatusCode, refused.status.grpc), refused.message)
 
     def _trace_parent(self, context: Context) -> str:
         if not self._core.tracer.is_on:
             return ""
         return next((str(v) for k, v in context.invocation_metadata() or () if k == "traceparent"), "")
-
-    async def _answer(self, trace_parent: str, message: Any) -> AsyncIterator[Any]:
-        """The responses to one message of a stream."""
-        await self._core.prepare(message.model_name)
-        if not self._is_decoupled(message):
-            response = await self._infer(message, trace_parent)
-            response.parameters["triton_final_response"].bool_param = True
-            yield response
-            return
-        started = time.perf_counter_ns()
-        served = self._core.find(message.model_name, message.model_version)
-        request = decode_infer(message, self._core.regions)
-        request.times.start, request.trace_parent = started, trace_parent
-        wants_end = message.parameters[EMPTY_FINAL].bool_param if EMPTY_FINAL in message.parameters else False
-        async for part, final in served.stream(request):
-            if part.outputs or not final or wants_end:
-                response = encode_infer(part, request, served.signature, served.version, self._core.regions)
-                response.parameters["triton_final_response"].bool_param = final
-                yield response
-
-    async def _infer(self, message: Any, trace_parent: str) -> Any:
-        started = time.perf_counter_ns()
-        await self._core.prepare(message.model_name)
-        served = self._core.find(message.model_name, message.model_version)
-        request = decode_infer(message, self._core.regions)
-        request.times.start, request.trace_parent = started, trace_parent
-        response = await served.infer(request)
-        return encode_infer(response, request, served.signature, served.version, self._core.regions)
 
 
 def make_server(core: Core, gate: Gate) -> Any:

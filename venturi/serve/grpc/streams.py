@@ -3,92 +3,148 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from venturi.core.log import logger
 from venturi.serve.errors import ServeError, Status, invalid
 from venturi.serve.grpc.messages import Malformed
+from venturi.serve.request import InferResponse
 
-_MAX_PENDING = 1024  # messages read and not yet passed on; answers that the client has not taken
-Answers = Callable[[Any], AsyncIterator[Any]]
+_MAX_PENDING = 1024  # messages read and not yet answered
+
+
+@dataclass(frozen=True)
+class Pending:
+    """An answer to come, and how it becomes a message."""
+
+    future: asyncio.Future[InferResponse]
+    encode: Callable[[InferResponse], Any]
+
+
+class Exchange(Protocol):
+    """What a stream needs of the service. Failures are raised as ServeErrors."""
+
+    def is_decoupled(self, message: Any) -> bool:
+        """Whether the answers may mix with those to other messages."""
+
+    async def prepare(self, message: Any) -> None:
+        """Before anything else is done with the message."""
+
+    def begin(self, message: Any) -> Pending:
+        """Submit a request that has one answer."""
+
+    def answers(self, message: Any) -> AsyncIterator[Any]:
+        """The answers of a decoupled model."""
 
 
 class AnswerStream:
-    """Iterate for the responses; a ServeError among them carries the request's id in `where`.
+    """Reads messages and writes answers; a ServeError among them carries the request's id in `where`.
 
-    `answers` gives a message's responses, `interleaves` tells whether they may mix with those of other messages.
+    A message whose answer is there at once, and that has no other in front of it, takes no task and no queue.
     """
 
-    def __init__(self, answers: Answers, interleaves: Callable[[Any], bool]) -> None:
-        self._answers, self._interleaves = answers, interleaves
-        self._out: asyncio.Queue[Any] = asyncio.Queue(_MAX_PENDING)
+    def __init__(self, exchange: Exchange, write: Callable[[Any], Awaitable[None]]) -> None:
+        self._exchange, self._write_now = exchange, write
+        self._writing = asyncio.Lock()
         self._room = asyncio.Semaphore(_MAX_PENDING)
-        self._ordered: asyncio.Queue[asyncio.Task[list[Any]] | None] = asyncio.Queue()
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._ordered: asyncio.Queue[tuple[Any, Pending | ServeError] | None] = asyncio.Queue()
+        self._num_ordered = 0
 
-    @asynccontextmanager
-    async def reading(self, messages: AsyncIterator[Any]) -> AsyncIterator[None]:
-        """Reads messages inside the block; leaving it cancels what is not answered."""
-        reader = self._spawn(self._read(messages))
+    async def run(self, messages: AsyncIterator[Any]) -> ServeError | None:
+        """Returns when all is answered, or with what `write` refused. Requests that then still wait are cancelled."""
         try:
-            yield
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._write_ordered())
+                while (message := await _next(messages)) is not None:
+                    await self._take(message, group)
+                self._ordered.put_nowait(None)
+        except ExceptionGroup as group:
+            if (refused := _refusal(group)) is None:
+                raise
+            return refused.error
         finally:
-            for task in list(self._tasks):
-                task.cancel()
-            await asyncio.gather(reader, return_exceptions=True)
+            while not self._ordered.empty():
+                match self._ordered.get_nowait():
+                    case (_, Pending(future)):
+                        future.cancel()
+        return None
 
-    async def __aiter__(self) -> AsyncIterator[Any]:
-        while (item := await self._out.get()) is not None:
-            yield item
-
-    async def _read(self, messages: AsyncIterator[Any]) -> None:
-        writer = self._spawn(self._write_ordered())
-        mixed: set[asyncio.Task[None]] = set()
+    async def _take(self, message: Any, group: asyncio.TaskGroup) -> None:
+        given: Pending | ServeError
         try:
-            async for message in messages:
+            if isinstance(message, Malformed):
+                raise invalid(message.reason)
+            await self._exchange.prepare(message)
+            if self._exchange.is_decoupled(message):
                 await self._room.acquire()
-                if not isinstance(message, Malformed) and self._interleaves(message):
-                    task = self._spawn(self._pass_on(message))
-                    mixed.add(task)
-                    task.add_done_callback(mixed.discard)
-                else:
-                    self._ordered.put_nowait(self._spawn(self._collect(message)))
+                group.create_task(self._pass_on(message))
+                return
+            given = self._exchange.begin(message)
         except Exception as exc:
-            logger.info("a client's stream broke off: %r", exc)
-        self._ordered.put_nowait(None)
-        await asyncio.gather(writer, *mixed)
-        await self._out.put(None)
+            given = _failure(exc, message)
+        if not self._num_ordered and (isinstance(given, ServeError) or given.future.done()):
+            await self._write(await _answer(message, given))
+            return
+        self._num_ordered += 1
+        self._ordered.put_nowait((message, given))
+        await self._room.acquire()
 
     async def _write_ordered(self) -> None:
-        while (task := await self._ordered.get()) is not None:
-            for answer in await task:
-                await self._out.put(answer)
+        while (item := await self._ordered.get()) is not None:
+            await self._write(await _answer(*item))
+            self._num_ordered -= 1
             self._room.release()
-
-    async def _collect(self, message: Any) -> list[Any]:
-        if isinstance(message, Malformed):
-            return [invalid(message.reason)]
-        try:
-            return [answer async for answer in self._answers(message)]
-        except Exception as exc:
-            return [_failure(exc, message)]
 
     async def _pass_on(self, message: Any) -> None:
         try:
-            async for answer in self._answers(message):
-                await self._out.put(answer)
+            async for answer in self._exchange.answers(message):
+                await self._write(answer)
+        except StreamRefused:
+            raise
         except Exception as exc:
-            await self._out.put(_failure(exc, message))
+            await self._write(_failure(exc, message))
         finally:
             self._room.release()
 
-    def _spawn(self, work: Any) -> asyncio.Task[Any]:
-        task: asyncio.Task[Any] = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+    async def _write(self, answer: Any) -> None:
+        async with self._writing:
+            await self._write_now(answer)
+
+
+class StreamRefused(Exception):
+    """Raised by `write` to end the stream with the error it holds."""
+
+    def __init__(self, error: ServeError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+def _refusal(group: BaseExceptionGroup[Any]) -> StreamRefused | None:
+    for found in group.exceptions:
+        inner = _refusal(found) if isinstance(found, BaseExceptionGroup) else found
+        if isinstance(inner, StreamRefused):
+            return inner
+    return None
+
+
+async def _next(messages: AsyncIterator[Any]) -> Any:
+    """None at the end, also where the client broke it off."""
+    try:
+        return await anext(messages, None)
+    except Exception as exc:
+        logger.info("a client's stream broke off: %r", exc)
+        return None
+
+
+async def _answer(message: Any, given: Pending | ServeError) -> Any:
+    if isinstance(given, ServeError):
+        return given
+    try:
+        return given.encode(await given.future)
+    except Exception as exc:
+        return _failure(exc, message)
 
 
 def _failure(exc: Exception, message: Any) -> ServeError:
@@ -96,4 +152,4 @@ def _failure(exc: Exception, message: Any) -> ServeError:
     if not isinstance(exc, ServeError):
         logger.error("a message of a stream failed", exc_info=exc)
         exc = ServeError(Status.INTERNAL, f"{type(exc).__name__}: {exc}")
-    return ServeError(exc.status, exc.message, where=message.id)
+    return ServeError(exc.status, exc.message, where=getattr(message, "id", ""))

@@ -146,13 +146,13 @@ class Worker:
         answer = _answer(head["response"], tensors) or InferResponse({})
         if head["final"] or isinstance(answer, ServeError):
             assert request.finish is not None, "requests come through a scheduler"
-            request.finish(answer)
+            request.finish(request, answer)
         elif request.emit is not None:
             request.emit(answer)
             if request.is_cancelled:
                 self._channel.send({"op": "cancel", "key": key})
         elif request.finish is not None:
-            request.finish(answer)
+            request.finish(request, answer)
 
     def _give_up(self) -> None:
         self._channel.close()
@@ -166,7 +166,7 @@ class Worker:
             answer.put(({"error": error.message}, []))
         for request in left:
             if request.finish is not None:
-                request.finish(error)
+                request.finish(request, error)
 
     def _death(self) -> ServeError:
         code = self._process.returncode

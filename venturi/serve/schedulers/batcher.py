@@ -81,10 +81,10 @@ class DynamicBatcher(OneByOne):
         rows, preferred = 0, 0
         key: tuple[object, ...] | None = None
         for entry in self._line.entries():
-            own = batch_key(entry.request)
-            if found and (rows + entry.request.rows > self._rules.max_batch or own != key):
-                return found, True, preferred
-            key = own
+            if found:
+                key = key or batch_key(found[0].request)
+                if rows + entry.request.rows > self._rules.max_batch or batch_key(entry.request) != key:
+                    return found, True, preferred
             found.append(entry)
             rows += entry.request.rows
             if rows in self._rules.preferred:

@@ -11,7 +11,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from functools import partial
 
 from venturi.serve.errors import ServeError, Status, as_serve_error, unavailable
 from venturi.serve.instance import Instance
@@ -78,7 +77,7 @@ class Driver:
                 self._statistics.record_failure(request, "REJECTED")
                 raise
             self._answers[request] = done
-            request.finish = partial(self._finish_late, request)
+            request.finish = self._finish_late
             self._statistics.pending += 1
             if self._order is not None:
                 self._order.append(request)
@@ -126,7 +125,8 @@ class Driver:
             if found is None:
                 return
             if instance.is_fast:
-                self._finish(instance, decision.requests, instance.run_here(decision.requests))
+                if not self._finish(instance, decision.requests, instance.run_here(decision.requests)):
+                    return
             else:
                 instance.run(decision.requests, self._finished)
 
@@ -160,7 +160,8 @@ class Driver:
         self._finish(instance, requests, result)
         self._pump()
 
-    def _finish(self, instance: Instance, requests: list[InferRequest], result: object) -> None:
+    def _finish(self, instance: Instance, requests: list[InferRequest], result: object) -> bool:
+        """Whether the policy has more to do, now or at some time."""
         with self._lock:
             self._idle.append(instance)
             self._policy.done(requests, time.perf_counter_ns())
@@ -174,7 +175,9 @@ class Driver:
             for request, answer in open_:
                 if answer is not None:
                     self._conclude(request, answer)
+            more = len(self._policy) > 0 or self._policy.next_deadline() is not None
         self._deliver()
+        return more
 
     def _waits(self, request: InferRequest) -> bool:
         """Not answered yet, nor answered and held back for the order."""
