@@ -111,7 +111,8 @@ def test_a_refusal_ends_the_stream_and_cancels_what_waits(kind: str) -> None:
             await asyncio.sleep(3600)
 
         refused = await asyncio.wait_for(AnswerStream(service, write).run(endless()), 5)
-        assert refused is not None and refused.message == ("no" if kind == "fails" else "a.0")
+        assert refused is not None
+        assert refused.message == ("no" if kind == "fails" else "a.0")
 
     asyncio.run(main())
 
@@ -125,7 +126,8 @@ def test_leaving_cancels_what_waits() -> None:
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
-        assert all(future.cancelled() for _, future in service.late) and not out
+        assert all(future.cancelled() for _, future in service.late)
+        assert not out
 
     asyncio.run(main())
 
@@ -136,7 +138,8 @@ def test_a_broken_connection_is_the_end_of_the_messages() -> None:
         raise ConnectionError("gone")
 
     out: list[Any] = []
-    assert asyncio.run(_run(broken(), out)) is None and out == ["a"]
+    assert asyncio.run(_run(broken(), out)) is None
+    assert out == ["a"]
 
 
 async def _run(messages: AsyncIterator[Message], out: list[Any]) -> ServeError | None:

@@ -13,6 +13,7 @@ from venturi.cli import (
     check,
     debug,
     demo,
+    deploy,
     devices,
     inspect,
     llm,
@@ -50,6 +51,7 @@ app.command("perf", epilog="Example: venturi perf resnet --concurrency 1:8:1 --j
 app.command("analyze", epilog="Example: venturi analyze repository/ -m resnet --latency-ms 50 -o report.html")(
     analyze.analyze
 )
+app.add_typer(deploy.app, name="deploy", help="Run the server on many machines.")
 app.add_typer(llm.app, name="llm", help="Generate, chat and benchmark with language models.")
 
 
