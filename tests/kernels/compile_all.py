@@ -22,6 +22,7 @@ from venturi.kernels.triton_kernels import (
     rotary,
     sampling,
     small_linear,
+    step_start,
     stream_linear,
 )
 
@@ -183,9 +184,20 @@ def cases(pdl: bool):
         "argmax",
         case(
             argmax.argmax_kernel,
-            {"logits": b, "out": l, "keys": l, "tickets": i},
-            {"BLOCK": 8192, "PDL": pdl},
+            {"logits": b, "out": l, "keys": l, "tickets": i, "last_tokens": l, "owners": i, "ring": l, "entry": l},
+            {"REMEMBER": True, "BLOCK": 8192, "PDL": pdl},
             num_warps=8,
+        ),
+    )
+    pointers = dict.fromkeys(("ring", "last_tokens", "positions", "slots", "entry", "count"), l)
+    pointers |= {"weight": b, "out": b, "owners": i, "lengths": i, "ticket": i, "scale": "fp32"}
+    yield (
+        "step start",
+        case(
+            step_start.step_start_kernel,
+            pointers,
+            {"ENTRIES": 8, "FIELDS": 8, "BLOCK": 1024, "PDL": pdl},
+            num_warps=1,
         ),
     )
     linear = {

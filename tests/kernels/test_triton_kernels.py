@@ -14,7 +14,7 @@ from venturi.kernels.attention import AttentionBatch, AttentionKind
 from venturi.kernels.norms import rms_norm as rms_norm_reference
 from venturi.kernels.quantize import quantize_rows
 from venturi.kernels.sampling import sample as sample_reference
-from venturi.kernels.triton_kernels import activations, argmax, norms, quantize, rotary, sampling
+from venturi.kernels.triton_kernels import activations, argmax, norms, quantize, rotary, sampling, step_start
 from venturi.kernels.triton_kernels.attention_parts import TileConfig
 from venturi.kernels.triton_kernels.decode import decode
 from venturi.kernels.triton_kernels.decode_rotated import decode_rotated
@@ -193,6 +193,37 @@ def test_argmax() -> None:
     state = argmax.ArgmaxState.make(4, torch.device("cpu"))
     for _ in range(2):
         assert argmax.argmax(logits, state).tolist() == [5, 19999, int(logits[2].float().argmax())]
+
+
+def test_argmax_remembers() -> None:
+    logits = torch.randn(3, 500)
+    state = argmax.ArgmaxState.make(3, torch.device("cpu"))
+    last, ring = torch.full((6,), -7), torch.full((4, 3), -7)
+    memory = argmax.Memory(last, torch.tensor([4, 0, 2], dtype=torch.int32), ring, torch.tensor([2]))
+    best = argmax.argmax(logits, state, memory).tolist()
+    assert last.tolist() == [best[1], -7, best[2], -7, best[0], -7]
+    assert ring.tolist() == [[-7] * 3] * 2 + [best] + [[-7] * 3]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("hidden", [64, 2048, 2050, 5000])
+def test_step_start(dtype: torch.dtype, hidden: int) -> None:
+    rows, entries = 3, 4
+    weight = torch.randn(11, hidden, dtype=dtype)
+    last = torch.tensor([7, 8, 9, 10])
+    ring = torch.randint(0, 1 << 40, (entries, rows, step_start.FIELDS))
+    numbers = step_start.StepNumbers.make(rows, torch.device("cpu"))
+    for step in range(6):
+        entry = ring[step % entries].T
+        entry[0] = torch.tensor([step, -1, 3])
+        entry[1] = torch.tensor([2, step % 4, 1])
+        entry[4] = torch.tensor([step, 5, 1000])
+        out = step_start.step_start(ring, numbers, last, weight, 1.5)
+        wanted = weight[[step, int(last[step % 4]), 3]]
+        torch.testing.assert_close(out, wanted * torch.tensor(1.5, dtype=dtype), rtol=0, atol=0)
+        assert numbers.entry.item() == step % entries
+        for got, field in zip((numbers.owners, numbers.positions, numbers.slots, numbers.lengths), entry[1:]):
+            assert torch.equal(got.long(), field)
 
 
 def test_sample() -> None:

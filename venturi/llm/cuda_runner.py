@@ -16,7 +16,7 @@ from venturi.kernels.attention import AttentionBatch
 from venturi.kernels.triton_kernels.prefill import prefill_config, tiles
 from venturi.llm import long_chunks
 from venturi.llm.config import CudaGraphConfig
-from venturi.llm.decode_graphs import DecodeGraphs
+from venturi.llm.decode_graphs import DecodeGraphs, Replayed
 from venturi.llm.kv.pool import KvPool
 from venturi.llm.models.decoder import Decoder
 from venturi.llm.request import Sequence
@@ -94,19 +94,23 @@ class CudaRunner:
         self.pool.apply(plan.moves)
         answer, seqs = StepResult([]), plan.draw_seqs
         drawing: Drawing | None = None
+        replayed: Replayed | None = None
         if plan.chunks:
             inputs = self._builder.build(plan)
             self._upload_tables()
             if plan.decode_only and len(seqs) == len(plan.chunks) and self._graphs.covers(len(seqs)):
-                logits, greedy = self._graphs.run(inputs, self._staging)
+                replayed = self._graphs.run(inputs)
+                drawing = draw(replayed.logits, seqs, plan.draw_positions, replayed.tokens)
             else:
-                logits, greedy = self._compute(inputs, plan, answer), None
-            if seqs:
-                drawing = draw(logits, seqs, plan.draw_positions, greedy)
+                logits = self._compute(inputs, plan, answer)
+                drawing = draw(logits, seqs, plan.draw_positions) if seqs else None
+        if replayed is not None and drawing is not None and drawing.tokens is replayed.tokens:
+            tokens = replayed.on_host
+        else:
+            tokens = torch.empty(len(seqs), dtype=torch.int64, pin_memory=True)
+            if drawing is not None:
                 self._remember(inputs, drawing.tokens)
-        tokens = torch.empty(len(seqs), dtype=torch.int64, pin_memory=True)
-        if drawing is not None:
-            tokens.copy_(drawing.tokens, non_blocking=True)
+                tokens.copy_(drawing.tokens, non_blocking=True)
         arrived = torch.cuda.Event()
         arrived.record(self._stream)
         return LaunchedStep(seqs, drawing, tokens, arrived, answer)
@@ -134,9 +138,8 @@ class CudaRunner:
         return self.model.logits(hidden[picked]) if len(inputs.sample_rows) else hidden
 
     def _remember(self, inputs: StepInputs, tokens: Tensor) -> None:
-        if not self._graphs.remembered(tokens):
-            (slots,) = self._staging.upload(inputs.sample_slots)
-            self.last_tokens.index_copy_(0, slots, tokens)
+        (slots,) = self._staging.upload(inputs.sample_slots)
+        self.last_tokens.index_copy_(0, slots, tokens)
 
     def _upload_tables(self) -> None:
         places, values = self._builder.take_changes()

@@ -17,29 +17,39 @@ from torch import Tensor
 
 from venturi.core.log import logger
 from venturi.kernels.attention import AttentionBatch
-from venturi.kernels.triton_kernels.argmax import ArgmaxState, argmax
+from venturi.kernels.triton_kernels.argmax import ArgmaxState, Memory, argmax
+from venturi.kernels.triton_kernels.step_start import step_start
 from venturi.llm.config import CudaGraphConfig
 from venturi.llm.fused_decode import MAX_ROWS, FusedDecode, refusal
 from venturi.llm.kv.pool import KvPool
 from venturi.llm.linear_tuner import LinearTuner
 from venturi.llm.models.decoder import Decoder
 from venturi.llm.models.spec import MoeSpec
-from venturi.llm.staging import Staging
-from venturi.llm.step_inputs import Ints, StepInputs
+from venturi.llm.step_inputs import StepInputs
+from venturi.llm.step_ring import StepRing
 
 TYPICAL_KEYS = 1024
-FIELDS = 5  # tokens, owners, positions, slots, seq_lens
 
 
 @dataclass
 class Captured:
-    """inputs: [FIELDS * size] int64, read by the graph. logits, tokens: its results. compute holds what it reads."""
+    """ring: what the graph reads. logits, tokens: its results. compute holds what it works on."""
 
     graph: torch.cuda.CUDAGraph
-    inputs: Tensor
+    ring: StepRing
     logits: Tensor
     tokens: Tensor
     compute: Callable[[], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """logits: [rows, vocab]; tokens: [rows] greedy ones; both are overwritten by the next run. on_host: the same tokens
+    in pinned memory, there when the stream gets to what follows, for seven more runs of the size."""
+
+    logits: Tensor
+    tokens: Tensor
+    on_host: Tensor
 
 
 class DecodeGraphs:
@@ -58,31 +68,29 @@ class DecodeGraphs:
         self._padding = config.enable_padding
         self._captured: dict[int, Captured] = {}
         self._memory: Any = None
-        self._newest: Tensor | None = None
         self._tuner = LinearTuner(pool.device)
         self._argmax = ArgmaxState.make(max([1, *self._sizes]), pool.device)
         self._refusal = refusal(model)
+        self._weight = model.embed_tokens.weight
+        self._scale = float(torch.tensor(model.spec.embedding_scale, dtype=self._weight.dtype))
 
     def covers(self, rows: int) -> bool:
         """Whether a decode step of that many sequences runs as a graph."""
         return self._size(rows) is not None
 
-    def run(self, inputs: StepInputs, staging: Staging) -> tuple[Tensor, Tensor]:
-        """Replay: (logits [rows, vocab], greedy tokens [rows]); both are overwritten by the next run."""
+    def run(self, inputs: StepInputs) -> Replayed:
+        """Replay the step. The graph itself keeps its greedy tokens as the newest of their sequences."""
         rows = len(inputs.tokens)
         size = self._size(rows)
         assert size is not None, "run is called for covered sizes only"
         if size not in self._captured:
             self._captured[size] = self._capture(size)
         captured = self._captured[size]
-        staging.upload(*self._padded(inputs, size), into=captured.inputs)
+        fields = (inputs.tokens, inputs.owners, inputs.positions, inputs.slots, inputs.seq_lens)
+        entry = captured.ring.fill(fields, self._spare_row)
         captured.graph.replay()
-        self._newest = captured.tokens
-        return captured.logits[:rows], captured.tokens[:rows]
-
-    def remembered(self, tokens: Tensor) -> bool:
-        """Whether the graph itself has stored these tokens in the token pool (they are its greedy tokens)."""
-        return self._newest is not None and tokens.data_ptr() == self._newest.data_ptr()
+        captured.ring.replayed(entry)
+        return Replayed(captured.logits[:rows], captured.tokens[:rows], captured.ring.tokens[entry, :rows])
 
     def capture_all(self) -> None:
         """Capture every size now, the largest first, so that all share its memory."""
@@ -93,7 +101,6 @@ class DecodeGraphs:
     def clear(self) -> None:
         """Free the captured graphs."""
         self._captured.clear()
-        self._newest = None
 
     def describe(self) -> str:
         if not self._sizes:
@@ -111,21 +118,16 @@ class DecodeGraphs:
             return None
         return self._sizes[place]
 
-    def _padded(self, inputs: StepInputs, size: int) -> list[Ints]:
-        spare = size - len(inputs.tokens)
-        padding = (0, self._spare_slot, 0, self._pool.num_blocks * self._pool.block_tokens, 1)
-        fields = (inputs.tokens, inputs.owners, inputs.positions, inputs.slots, inputs.seq_lens)
-        if not spare:
-            return list(fields)
-        return [np.concatenate((field, np.full(spare, fill))) for field, fill in zip(fields, padding)]
+    @property
+    def _spare_row(self) -> tuple[int, ...]:
+        return 0, self._spare_slot, 0, self._pool.num_blocks * self._pool.block_tokens, 1
 
     def _capture(self, size: int) -> Captured:
-        inputs = torch.zeros(FIELDS * size, dtype=torch.int64, device=self._pool.device)
-        view = inputs.view(FIELDS, size)
-        for row, fill in zip(view, (0, self._spare_slot, 0, self._pool.num_blocks * self._pool.block_tokens, 1)):
-            row.fill_(fill)
-        compute = self._computation(view)
+        ring = StepRing(size, self._pool.device)
+        ring.fill([np.zeros(0, dtype=np.int64)] * 5, self._spare_row)
+        compute = self._computation(ring, size)
         compute()
+        ring.rewind()
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         stream = torch.cuda.current_stream()
@@ -138,7 +140,7 @@ class DecodeGraphs:
             gc.enable()
         self._memory = graph.pool()
         logger.info("captured a decode graph of %d sequences", size)
-        return Captured(graph, inputs, logits, tokens, compute)
+        return Captured(graph, ring, logits, tokens, compute)
 
     def _trial(self, rows: int) -> Callable[[], Tensor]:
         """A fused step over whatever the cache holds, to be timed; it writes to the spare block only."""
@@ -153,31 +155,28 @@ class DecodeGraphs:
             filled(self._pool.num_blocks * self._pool.block_tokens, torch.int64), 1, self._max_seq_len,
             workspace={"tickets": torch.zeros(rows * 256, dtype=torch.int32, device=lengths.device)},
         )  # fmt: skip
-        tokens = filled(0, torch.int64)
-        return lambda: FusedDecode(self._model, self._tuner).logits(tokens, batch, self._pool.layers)
+        start = self._weight[:rows]  # numbers as a step's: zeros would let the device run faster
+        return lambda: FusedDecode(self._model, self._tuner).logits(start, batch, self._pool.layers)
 
-    def _computation(self, view: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
-        """What one step of view's rows computes: a function of the views' contents, to be captured."""
-        tokens, owners, positions, slots, lengths = view
-        size = len(tokens)
+    def _computation(self, ring: StepRing, size: int) -> Callable[[], tuple[Tensor, Tensor]]:
+        """What one step of `size` rows computes: a function of the ring's contents, to be captured."""
         fused = self._refusal is None and size <= MAX_ROWS
         if fused:
             self._tuner.tune(self._model, size, self._trial)
-        workspace = {"tickets": torch.zeros(size * 256, dtype=torch.int32, device=view.device)}
-        starts = torch.arange(size + 1, dtype=torch.int32, device=view.device)
+        device, numbers = self._pool.device, ring.numbers
+        starts = torch.arange(size + 1, dtype=torch.int32, device=device)
+        batch = AttentionBatch(
+            starts, numbers.lengths, self._tables, numbers.owners, numbers.positions, numbers.slots, 1,
+            self._max_seq_len, workspace={"tickets": torch.zeros(size * 256, dtype=torch.int32, device=device)},
+        )  # fmt: skip
+        memory = Memory(self._last_tokens, numbers.owners, ring.tokens, numbers.entry)
 
         def compute() -> tuple[Tensor, Tensor]:
-            known = torch.where(tokens < 0, self._last_tokens[owners], tokens)
-            batch = AttentionBatch(
-                starts, lengths.int(), self._tables, owners.int(), positions, slots, 1, self._max_seq_len,
-                workspace=workspace,
-            )  # fmt: skip
+            stream = step_start(ring.inputs, numbers, self._last_tokens, self._weight, self._scale)
             if fused:
-                logits = FusedDecode(self._model, self._tuner).logits(known, batch, self._pool.layers)
+                logits = FusedDecode(self._model, self._tuner).logits(stream, batch, self._pool.layers)
             else:
-                logits = self._model.raw_logits(self._model(known, batch, self._pool.layers))
-            drawn = argmax(logits, self._argmax)
-            self._last_tokens.index_copy_(0, owners, drawn)
-            return logits, drawn
+                logits = self._model.raw_logits(self._model.from_embeddings(stream, batch, self._pool.layers))
+            return logits, argmax(logits, self._argmax, memory)
 
         return compute

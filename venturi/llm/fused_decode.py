@@ -12,7 +12,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from venturi.kernels.attention import AttentionBatch
 from venturi.llm.layers.attention import Attention, LayerCache
@@ -52,12 +51,9 @@ class FusedDecode:
     def __init__(self, model: Decoder, linear: FusedLinear) -> None:
         self.model, self.linear = model, linear
 
-    def logits(self, tokens: Tensor, batch: AttentionBatch, caches: list[LayerCache]) -> Tensor:
-        """[rows] tokens, one a sequence -> [rows, vocab] logits."""
+    def logits(self, stream: Tensor, batch: AttentionBatch, caches: list[LayerCache]) -> Tensor:
+        """[rows, hidden] embeddings of a token a sequence -> [rows, vocab] logits."""
         model = self.model
-        stream = F.embedding(tokens, model.embed_tokens.weight)
-        if model.spec.embedding_scale != 1.0:
-            stream = stream * model.spec.embedding_scale
         for layer, angles, cache in zip(model.layers, model.angles, caches):
             assert isinstance(layer, DecoderLayer), "a decoder's layers are DecoderLayers"
             stream = self._layer(layer, stream, angles, cache, batch)

@@ -18,8 +18,8 @@ class Staging:
         ]
         self._next = 0
 
-    def upload(self, *arrays: NDArray[np.integer], into: Tensor | None = None) -> list[Tensor]:
-        """Copies of the arrays on the device, as views of one tensor: a fresh one, or `into` (large enough)."""
+    def upload(self, *arrays: NDArray[np.integer]) -> list[Tensor]:
+        """Copies of the arrays on the device, as views of one new tensor."""
         sizes = [len(a) for a in arrays]
         total = sum(sizes)
         pinned, event = self._ring[self._next]
@@ -29,7 +29,7 @@ class Staging:
             pinned = torch.empty(2 * total, dtype=torch.int64, pin_memory=True)
         host = pinned[:total]
         np.concatenate(arrays, out=host.numpy(), casting="unsafe")
-        target = torch.empty(total, dtype=torch.int64, device=self._device) if into is None else into[:total]
+        target = torch.empty(total, dtype=torch.int64, device=self._device)
         target.copy_(host, non_blocking=True)
         event = torch.cuda.Event()
         event.record()

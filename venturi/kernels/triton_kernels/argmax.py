@@ -34,7 +34,10 @@ class ArgmaxState:
 
 
 @triton.jit
-def argmax_kernel(logits, out, keys, tickets, vocab, row_stride, BLOCK: tl.constexpr, PDL: tl.constexpr):
+def argmax_kernel(
+    logits, out, keys, tickets, last_tokens, owners, ring, entry, vocab, row_stride,
+    REMEMBER: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     place = part * BLOCK + tl.arange(0, BLOCK)
     if PDL:
@@ -48,17 +51,34 @@ def argmax_kernel(logits, out, keys, tickets, vocab, row_stride, BLOCK: tl.const
     ticket = tl.atomic_add(tickets + row, 1, sem="acq_rel")
     if ticket == tl.num_programs(1) - 1:
         best = tl.atomic_max(keys + row, -9223372036854775808, sem="acq_rel")
-        tl.store(out + row, 2147483647 - (best & 0x7FFFFFFF))
+        token = 2147483647 - (best & 0x7FFFFFFF)
+        tl.store(out + row, token)
+        if REMEMBER:
+            tl.store(last_tokens + tl.load(owners + row), token)
+            tl.store(ring + tl.load(entry) * tl.num_programs(0) + row, token)
         tl.store(keys + row, -9223372036854775808)
         tl.store(tickets + row, 0)
 
 
-def argmax(logits: Tensor, state: ArgmaxState) -> Tensor:
+@dataclass(frozen=True)
+class Memory:
+    """Where tokens are put besides the result: last_tokens[owners[row]], and ring[entry] [entries, rows] int64, which
+    may lie in the host's memory."""
+
+    last_tokens: Tensor
+    owners: Tensor
+    ring: Tensor
+    entry: Tensor
+
+
+def argmax(logits: Tensor, state: ArgmaxState, memory: Memory | None = None) -> Tensor:
     """[rows, vocab] of any float type -> [rows] int64. Capture-safe; one call at a time per state."""
     rows, vocab = logits.shape
     out = torch.empty(rows, dtype=torch.int64, device=logits.device)
+    m = memory or Memory(out, out, out, out)
     grid = (rows, triton.cdiv(vocab, 8192))
     argmax_kernel[grid](
-        logits, out, state.keys, state.tickets, vocab, logits.stride(0), BLOCK=8192, num_warps=8, **options(logits)
-    )
+        logits, out, state.keys, state.tickets, m.last_tokens, m.owners, m.ring, m.entry, vocab, logits.stride(0),
+        REMEMBER=memory is not None, BLOCK=8192, num_warps=8, **options(logits),
+    )  # fmt: skip
     return out

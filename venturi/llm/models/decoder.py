@@ -81,6 +81,10 @@ class Decoder(nn.Module):
         x = F.embedding(tokens, self.embed_tokens.weight)
         if self.spec.embedding_scale != 1.0:
             x = x * torch.tensor(self.spec.embedding_scale, dtype=x.dtype)
+        return self.from_embeddings(x, batch, caches)
+
+    def from_embeddings(self, x: Tensor, batch: AttentionBatch, caches: list[LayerCache]) -> Tensor:
+        """`forward` behind its first step: x [tokens, hidden] are the tokens' scaled embeddings."""
         if self.spec.learned_positions:
             x = x + F.embedding(batch.positions, self.embed_positions.weight)
         residual: Tensor | None = None
