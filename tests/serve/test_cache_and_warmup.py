@@ -28,18 +28,19 @@ def answer(size: int) -> InferResponse:
 
 
 def test_the_key_is_what_was_asked() -> None:
-    key = request_key("m", 1, asked(1.0))
+    key = request_key("m", 1, "s", asked(1.0))
     same = asked(1.0)
     same.id, same.parameters = "other", {"a": 1}
-    assert request_key("m", 1, same) == key
+    assert request_key("m", 1, "s", same) == key
     others = [
-        request_key("m", 2, asked(1.0)), request_key("n", 1, asked(1.0)), request_key("m", 1, asked(2.0)),
-        request_key("m", 1, asked(1.0, (4, 1))), request_key("m", 1, asked(1.0, name="z")),
-        request_key("m", 1, asked(1.0, outputs=["y"])), request_key("m", 1, asked(1.0, dtype=np.int32)),
+        request_key("m", 2, "s", asked(1.0)), request_key("n", 1, "s", asked(1.0)),
+        request_key("m", 1, "other files", asked(1.0)), request_key("m", 1, "s", asked(2.0)),
+        request_key("m", 1, "s", asked(1.0, (4, 1))), request_key("m", 1, "s", asked(1.0, name="z")),
+        request_key("m", 1, "s", asked(1.0, outputs=["y"])), request_key("m", 1, "s", asked(1.0, dtype=np.int32)),
     ]  # fmt: skip
     assert len({key, *others}) == len(others) + 1
     strings = [Tensor("x", "BYTES", np.array(v, dtype=object)) for v in ([b"ab", b"c"], [b"a", b"bc"])]
-    assert len({request_key("m", 1, InferRequest("m", "", {"x": t})) for t in strings}) == 2
+    assert len({request_key("m", 1, "s", InferRequest("m", "", {"x": t})) for t in strings}) == 2
 
 
 @settings(max_examples=100, deadline=None)
@@ -72,7 +73,7 @@ def test_repeated_requests_are_not_computed(tmp_path) -> None:
     add_engine(tmp_path, "cached", scaled(2.0), CACHED)
     add_engine(tmp_path, "plain", scaled(2.0))
     with (
-        serving(tmp_path, cache_bytes=1 << 16) as server,
+        serving(tmp_path, cache=ResponseCache(1 << 16)) as server,
         http_client.InferenceServerClient(server.url("http")) as client,
     ):
         for model in ("cached", "plain"):

@@ -36,7 +36,12 @@ def serve(
     default_max_batch_size: Annotated[int, typer.Option(min=0, help="For models whose batch axis is free.")] = 4,
     http_max_input_size: Annotated[int, typer.Option(min=1, help="Bytes of JSON or decompressed body.")] = 64 << 20,
     allow_client_shm: Annotated[bool, typer.Option(help="Let clients register this machine's shared memory.")] = False,
-    cache_config: Annotated[str, typer.Option(help="Response cache for models that enable it: local,size=BYTES.")] = "",
+    cache_config: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Response cache for models that enable it: local,size=BYTES, or redis,host=HOST; repeatable."
+        ),
+    ] = None,
     load_on_demand: Annotated[bool, typer.Option("--load-on-demand", help="Load models when first asked for.")] = False,
     model_memory_budget: Annotated[
         int, typer.Option(min=0, help="Bytes of model files in service with --load-on-demand; 0 for no bound.")
@@ -67,6 +72,7 @@ def serve(
         from venturi.serve.app import Running, ServeConfig, run_until_signal
     except ImportError as exc:
         raise ModelError(f"the server needs {exc.name}: pip install 'venturi[serve]'") from exc
+    from venturi.serve.cache_settings import parse_cache_config
     from venturi.serve.logs import FORMATS, LogSettings
     from venturi.serve.repository import Mode
     from venturi.serve.schedulers.rate_limit import parse_rate_limit
@@ -90,7 +96,7 @@ def serve(
         http_port if allow_http else None, grpc_port if allow_grpc else None, metrics_port if allow_metrics else None,
         Mode(model_control_mode), tuple(load_model or ()), repository_poll_secs, server_id, exit_on_error,
         exit_timeout_secs, not disable_auto_complete_config, default_max_batch_size, http_max_input_size,
-        allow_client_shm, _cache_bytes(cache_config), gate, _tls(tls_cert, tls_key, tls_client_ca),
+        allow_client_shm, parse_cache_config(cache_config or []), gate, _tls(tls_cert, tls_key, tls_client_ca),
         parse_trace_config(trace_config or []),
         LogSettings(log_info=log_info, log_verbose_level=log_verbose, log_format=log_format),
         parse_rate_limit(rate_limit, rate_limit_resource or []), load_on_demand, model_memory_budget,
@@ -112,17 +118,6 @@ def _tls(certificate: Path | None, key: Path | None, client_ca: Path | None) -> 
             raise ModelError("TLS needs both --tls-cert and --tls-key")
         return None
     return Tls(certificate, key, client_ca)
-
-
-def _cache_bytes(given: str) -> int:
-    """local,size=1048576 -> 1048576; nothing -> 0."""
-    if not given:
-        return 0
-    kind, _, setting = given.partition(",")
-    name, _, value = setting.partition("=")
-    if kind != "local" or name != "size" or not (value.isascii() and value.isdigit()):
-        raise ModelError(f"--cache-config must be local,size=BYTES, got {given!r}")
-    return int(value)
 
 
 def _run(main: Any) -> bool:

@@ -26,7 +26,7 @@ from venturi.serve.models.ensemble import EnsembleKind
 from venturi.serve.models.python import PythonKind
 from venturi.serve.on_demand import OnDemand
 from venturi.serve.repository import Mode, Repository
-from venturi.serve.response_cache import ResponseCache
+from venturi.serve.response_cache import Cache
 from venturi.serve.schedulers.rate_limit import RateLimiter
 from venturi.serve.security import Gate
 from venturi.serve.tls import Tls
@@ -37,7 +37,7 @@ from venturi.serve.tracing import Tracer, TraceSettings
 class ServeConfig:
     """Ports: 0 takes a free one, None switches the listener off. `load` names models in explicit mode ("*" is all).
 
-    `cache_bytes`: size of the response cache, 0 for none. `limiter`: shares resources among all instances.
+    `cache`: keeps answers, for models that enable it. `limiter`: shares resources among all instances.
     `load_on_demand`: models are loaded when first asked for (nothing at the start but `load`); the files of those in
     service amount to at most `model_memory_budget` bytes, 0 for no bound.
     """
@@ -57,7 +57,7 @@ class ServeConfig:
     default_max_batch: int = 4
     max_input_bytes: int = 64 << 20
     allow_shared_memory: bool = False
-    cache_bytes: int = 0
+    cache: Cache | None = None
     gate: Gate = field(default_factory=Gate)
     tls: Tls | None = None
     trace: TraceSettings = field(default_factory=TraceSettings)
@@ -108,8 +108,7 @@ async def start(config: ServeConfig) -> Running:
     repository = Repository(
         config.repositories, kinds, config.mode,
         complete=config.complete_config, default_max_batch=config.default_max_batch,
-        cache=ResponseCache(config.cache_bytes) if config.cache_bytes else None, tracer=tracer,
-        limiter=config.limiter,
+        cache=config.cache, tracer=tracer, limiter=config.limiter,
     )  # fmt: skip
     kinds["python"] = PythonKind(repository.submit)
     kinds["ensemble"] = EnsembleKind(repository.find, repository.submit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,16 @@ class Source:
         """The newest modification time below; for polling."""
         paths = [self.path] if self.is_bare else [self.path, *self.path.rglob("*")]
         return max((p.stat().st_mtime_ns for p in paths if p.exists()), default=0)
+
+
+def stamp_of(folder: Path, config: ModelConfig) -> str:
+    """A digest of the configuration and of the names, sizes and times of the files below `folder`."""
+    digest = hashlib.blake2b(config.SerializeToString(deterministic=True), digest_size=16)
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            about = path.stat()
+            digest.update(f"\0{path.relative_to(folder)}\0{about.st_size}\0{about.st_mtime_ns}".encode())
+    return digest.hexdigest()
 
 
 def find_sources(roots: Sequence[Path]) -> dict[str, Source]:

@@ -14,12 +14,12 @@ from venturi.core.log import logger
 from venturi.core.registry import nearest
 from venturi.serve.config import ModelConfig
 from venturi.serve.errors import ServeError, as_serve_error, invalid, not_found, unavailable
-from venturi.serve.folders import Source, chosen_versions, find_sources, read_labels, resolved_config
+from venturi.serve.folders import Source, chosen_versions, find_sources, read_labels, resolved_config, stamp_of
 from venturi.serve.models.base import LoadedModel, ModelKind
 from venturi.serve.models.ensemble import step_models
 from venturi.serve.models.sequenced import SequencedModel
 from venturi.serve.request import InferRequest
-from venturi.serve.response_cache import ResponseCache
+from venturi.serve.response_cache import Cache
 from venturi.serve.schedulers.driver import Done
 from venturi.serve.schedulers.rate_limit import RateLimiter
 from venturi.serve.served import ServedVersion
@@ -43,6 +43,14 @@ class State(Enum):
     UNLOADING = "UNLOADING"
 
 
+@dataclass(frozen=True)
+class Opened:
+    """A version that is ready to serve. `stamp` changes with its files and configuration."""
+
+    model: LoadedModel
+    stamp: str
+
+
 @dataclass
 class Version:
     state: State
@@ -61,7 +69,7 @@ class Repository:
 
     def __init__(
         self, roots: Sequence[Path], kinds: dict[str, ModelKind], mode: Mode = Mode.NONE, *,
-        complete: bool = True, default_max_batch: int = 4, cache: ResponseCache | None = None,
+        complete: bool = True, default_max_batch: int = 4, cache: Cache | None = None,
         tracer: Tracer | None = None, limiter: RateLimiter | None = None,
     ) -> None:  # fmt: skip
         self.mode = mode
@@ -241,32 +249,37 @@ class Repository:
             await self.unload(name)
         await asyncio.gather(*self._retiring)
         self._uploads.close()
+        if self._cache is not None:
+            await asyncio.to_thread(self._cache.close)
 
     def _open(
         self, source: Source, given: ModelConfig | None
-    ) -> tuple[dict[int, LoadedModel], ModelConfig, dict[str, tuple[str, ...]]]:
+    ) -> tuple[dict[int, Opened], ModelConfig, dict[str, tuple[str, ...]]]:
         config, kind = resolved_config(
             source, self._kinds, given, complete=self._complete, default_max_batch=self._default_max_batch
         )
         labels = read_labels(source, config)
-        opened: dict[int, LoadedModel] = {}
+        opened: dict[int, Opened] = {}
         try:
             for version, folder in chosen_versions(config, source.versions()).items():
-                opened[version] = _load(kind, config, folder)
+                stamp = "" if source.is_bare else stamp_of(folder, config)
+                opened[version] = Opened(_load(kind, config, folder), stamp or str(source.changed_ns()))
         except BaseException:
-            for loaded in opened.values():
-                loaded.close()
+            for one in opened.values():
+                one.model.close()
             raise
         return opened, config, labels
 
     def _switch(
-        self, model: Model, config: ModelConfig, opened: dict[int, LoadedModel], labels: dict[str, tuple[str, ...]],
+        self, model: Model, config: ModelConfig, opened: dict[int, Opened], labels: dict[str, tuple[str, ...]],
         seconds: float,
     ) -> None:  # fmt: skip
         """From one moment to the next, requests meet the new versions; the old ones finish their work."""
         old = dict(model.versions)
-        for version, loaded in opened.items():
-            served = ServedVersion(config, version, loaded, labels, self._cache, self._tracer, self._limiter)
+        for version, one in opened.items():
+            served = ServedVersion(
+                config, version, one.model, labels, self._cache, self._tracer, self._limiter, one.stamp
+            )
             served.statistics.load_s = seconds
             model.versions[version] = Version(State.READY, served=served)
         for version, entry in old.items():

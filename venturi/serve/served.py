@@ -12,10 +12,10 @@ from typing import Any
 from tritonclient.grpc import model_config_pb2 as pb
 
 from venturi.serve.config import ModelConfig, latency_target_us
-from venturi.serve.errors import ServeError, unsupported
+from venturi.serve.errors import ServeError, Status, as_serve_error, unsupported
 from venturi.serve.models.base import LoadedModel
 from venturi.serve.request import InferRequest, InferResponse
-from venturi.serve.response_cache import ResponseCache, request_key
+from venturi.serve.response_cache import Cache, request_key
 from venturi.serve.schedulers.batcher import BatchingRules, DynamicBatcher, OneByOne
 from venturi.serve.schedulers.deadline import DeadlineBatcher
 from venturi.serve.schedulers.driver import Done, Driver, Result
@@ -37,9 +37,10 @@ class ServedVersion:
     version: int
     model: LoadedModel
     labels: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    cache: ResponseCache | None = None
+    cache: Cache | None = None
     tracer: Tracer | None = None
     limiter: RateLimiter | None = None
+    files_stamp: str = ""
     statistics: ModelStatistics = field(default_factory=ModelStatistics)
     signature: Signature = field(init=False)
     driver: Driver | EnsembleDriver = field(init=False)
@@ -61,6 +62,11 @@ class ServedVersion:
     def name(self) -> str:
         return str(self.config.name)
 
+    @property
+    def stamp(self) -> str:
+        """Changes with what the version computes: its own files and, of an ensemble, those of its steps."""
+        return self.files_stamp + str(getattr(self.model, "stamp", ""))
+
     def submit(self, request: InferRequest, done: Done) -> None:
         """`done` gets the answer, on any thread. Raises ServeError for what does not fit, or when the queue is full."""
         request.times.start = request.times.start or time.perf_counter_ns()
@@ -71,7 +77,10 @@ class ServedVersion:
         if self.tracer is not None and self.tracer.is_on and self.tracer.takes(self.name):
             done = self._traced(self.tracer, request, done)
         if self.cache is not None and self.config.response_cache.enable:
-            self._submit_cached(self.cache, request, done)
+            if self.cache.threads is None:
+                self._submit_cached(self.cache, request, done)
+            else:
+                self.cache.threads.submit(self._submit_looked_up, self.cache, request, done)
         else:
             self.driver.submit(request, done)
 
@@ -84,10 +93,21 @@ class ServedVersion:
 
         return record
 
-    def _submit_cached(self, cache: ResponseCache, request: InferRequest, done: Done) -> None:
+    def _submit_looked_up(self, cache: Cache, request: InferRequest, done: Done) -> None:
+        """On a thread of the cache: a refusal is an answer here."""
+        try:
+            if request.is_cancelled:
+                raise ServeError(Status.CANCELLED, request.label + "request cancelled")
+            self._submit_cached(cache, request, done)
+        except ServeError as exc:
+            done(exc)
+        except Exception as exc:
+            done(as_serve_error(exc))
+
+    def _submit_cached(self, cache: Cache, request: InferRequest, done: Done) -> None:
         """A kept answer is given at once; a new one is kept."""
         started = time.perf_counter_ns()
-        key = request_key(self.name, self.version, request)
+        key = request_key(self.name, self.version, self.stamp, request)
         kept = cache.get(key)
         looked_up = time.perf_counter_ns() - started
         if kept is not None:
@@ -96,11 +116,17 @@ class ServedVersion:
             done(kept)
             return
 
+        def put(response: InferResponse) -> None:
+            start = time.perf_counter_ns()
+            cache.put(key, response)
+            self.driver.record_miss(looked_up + time.perf_counter_ns() - start)
+
         def keep(result: Result) -> None:
             if isinstance(result, InferResponse):
-                start = time.perf_counter_ns()
-                cache.put(key, result)
-                self.statistics.cache_miss.add(looked_up + time.perf_counter_ns() - start)
+                if cache.threads is None:
+                    put(result)
+                else:
+                    cache.threads.submit(put, result)
             done(result)
 
         self.driver.submit(request, keep)

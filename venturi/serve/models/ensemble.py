@@ -26,7 +26,13 @@ class EnsembleModel:
 
     plan: Plan
     submit: Submit
+    find: Find
     runs_inline: bool = True
+
+    @property
+    def stamp(self) -> str:
+        """Of what the steps compute now."""
+        return "".join(self.find(s.model, s.version).stamp for s in self.plan.steps)
 
     def execute(self, requests: list[InferRequest]) -> list[Answer]:
         raise InternalError(f"ensemble {self.plan.name} is executed by its scheduler")
@@ -67,7 +73,7 @@ class EnsembleKind:
                 raise invalid(f"ensemble '{name}': output '{output.name}' is {datatype(output.data_type)} in its "
                               f"configuration, but {got}")  # fmt: skip
         outputs = tuple(t.name for t in config.output)
-        return EnsembleModel(Plan(name, tuple(steps), outputs, config.max_batch_size > 0), self._submit)
+        return EnsembleModel(Plan(name, tuple(steps), outputs, config.max_batch_size > 0), self._submit, self._find)
 
     def _step(self, ensemble: str, given: object, kinds: dict[str, str]) -> Step:
         """Notes the types of the tensors that the step produces."""

@@ -106,6 +106,11 @@ class EnsembleDriver:
         with self._lock:
             self._statistics.record_hit(request, lookup_ns)
 
+    def record_miss(self, spent_ns: int) -> None:
+        """Looking an answer up in vain and keeping the one that was computed."""
+        with self._lock:
+            self._statistics.cache_miss.add(spent_ns)
+
     async def drain(self) -> None:
         with self._lock:
             self._closing = True
