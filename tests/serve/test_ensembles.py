@@ -14,7 +14,7 @@ from tritonclient.utils import InferenceServerException
 
 import venturi as vt
 from tests.serve.running import add_engine, scaled, serving
-from tests.serve.test_python_models import REPEAT, add_python
+from tests.serve.test_python_models import add_python
 from venturi.serve.errors import ServeError
 from venturi.serve.repository import Mode
 
@@ -152,15 +152,12 @@ def test_many_at_once(server) -> None:
         (ensemble(CHAIN, inputs="input " + port("in", "INT32")), "is INT32, but input 'x'"),
         (ensemble(step("double", {}, {"y": "out"})), "not mapped"),
         (ensemble(CHAIN) + " instance_group { count: 2 kind: KIND_CPU }", "instance group should not be specified"),
-        (ensemble(step("repeat", {"count": "in"}, {"index": "out"})), "is decoupled"),
         (ensemble(step("it", {"in": "in"}, {"out": "out"})), "circular dependency"),
     ],
 )  # fmt: skip
 def test_ensembles_that_cannot_be(tmp_path, config, says) -> None:
     add_engine(tmp_path, "double", scaled(2.0))
     add_engine(tmp_path, "triple", scaled(3.0))
-    if "repeat" in config:
-        add_python(tmp_path, "repeat", REPEAT)
     add_ensemble(tmp_path, "it", config)
     with pytest.raises(ServeError, match=re.escape(says)), serving(tmp_path):
         pass

@@ -72,6 +72,10 @@ class EnsembleKind:
                 got = kinds.get(output.name, "not produced by any step")
                 raise invalid(f"ensemble '{name}': output '{output.name}' is {datatype(output.data_type)} in its "
                               f"configuration, but {got}")  # fmt: skip
+        if any(step.decoupled for step in steps):
+            if config.response_cache.enable:
+                raise invalid(f"response cache is not available for model {name}, which has a decoupled step")
+            config.model_transaction_policy.decoupled = True
         outputs = tuple(t.name for t in config.output)
         return EnsembleModel(Plan(name, tuple(steps), outputs, config.max_batch_size > 0), self._submit, self._find)
 
@@ -82,6 +86,7 @@ class EnsembleKind:
         signature = self._signature(ensemble, model, wanted)
         step = Step(
             model, wanted, dict(given.input_map), dict(given.output_map), signature.max_batch > 0,  # type: ignore[attr-defined]
+            signature.decoupled,
         )  # fmt: skip
         for theirs, ours in step.outputs.items():
             kinds.setdefault(ours, _port(ensemble, model, "output", theirs, signature.outputs).datatype)
@@ -94,8 +99,6 @@ class EnsembleKind:
             signature = self._find(model, version).signature
         except ServeError as exc:
             raise ServeError(exc.status, f"ensemble '{ensemble}' depends on '{model}': {exc.message}") from exc
-        if signature.decoupled:
-            raise invalid(f"ensemble '{ensemble}': step model '{model}' is decoupled, which is not supported yet")
         return signature
 
     def _check_inputs(self, ensemble: str, step: Step, kinds: dict[str, str]) -> None:

@@ -1,6 +1,8 @@
 """Ensembles: a request flows through several models; a step runs as soon as its tensors are there.
 
-The steps are requests to the other models' own schedulers. Semantics are those of Triton's ensemble scheduler.
+The steps are requests to the other models' own schedulers. Semantics are those of Triton's ensemble scheduler. Every
+response of a decoupled step is a part of the request: the steps behind run once for each, and the ensemble gives a
+response for each, in their order.
 """
 
 from __future__ import annotations
@@ -8,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from venturi.serve.errors import ServeError, Status, invalid, unavailable
 from venturi.serve.request import InferRequest, InferResponse, RequestedOutput, Tensor
@@ -24,13 +28,14 @@ _DRAIN_POLL_S = 0.005
 @dataclass(frozen=True)
 class Step:
     """inputs: the step model's input -> the ensemble's tensor; outputs likewise. `batches`: its tensors have a batch
-    axis."""
+    axis. `decoupled`: it may have any number of responses."""
 
     model: str
     version: str
     inputs: Mapping[str, str]
     outputs: Mapping[str, str]
     batches: bool
+    decoupled: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,15 +63,71 @@ class Plan:
 
 @dataclass(eq=False)
 class Flow:
-    """One request on its way. Guarded by `lock`."""
+    """A request on its way, or the part of it behind one response of a decoupled step. Guarded by the root's `lock`.
 
-    request: InferRequest
-    done: Done
+    `parts` are in the order of those responses and leave it when they are over; `behind` has the steps of the parts to
+    come, by the id of the decoupled step; `splits`: it has no outputs of its own, its parts have.
+    """
+
     waiting: list[Step]
     tensors: dict[str, Tensor]
+    parent: Flow | None = None
     running: list[InferRequest] = field(default_factory=list)
+    parts: list[Flow] = field(default_factory=list)
+    behind: dict[int, list[Step]] = field(default_factory=dict)
+    splits: bool = False
+
+    def find(self, name: str) -> Tensor | None:
+        found = self.tensors.get(name)
+        return self.parent.find(name) if found is None and self.parent is not None else found
+
+    def coming(self) -> set[str]:
+        """Tensors that steps of this flow or of those around it may still bring."""
+        names = {o for s in self.waiting for o in s.outputs.values()}
+        names |= {o for r in self.running if not _step(r).decoupled for o in _step(r).outputs.values()}
+        return names | self.parent.coming() if self.parent is not None else names
+
+    def is_idle(self) -> bool:
+        """Nothing runs that could bring this flow further."""
+        return not any(f.running for f in self.upwards())
+
+    def upwards(self) -> Iterator[Flow]:
+        flow: Flow | None = self
+        while flow is not None:
+            yield flow
+            flow = flow.parent
+
+    def everywhere(self) -> Iterator[Flow]:
+        """This flow and all below it."""
+        yield self
+        for part in self.parts:
+            yield from part.everywhere()
+
+    def split_off(self, step: Step) -> None:
+        """`step` starts: what reads its outputs, directly or through other steps, runs once a response."""
+        names, found = set(step.outputs.values()), list[Step]()
+        grown = True
+        while grown:
+            more = [s for s in self.waiting if s not in found and names & set(s.inputs.values())]
+            found += more
+            names |= {o for s in more for o in s.outputs.values()}
+            grown = bool(more)
+        self.behind[id(step)] = found
+        self.waiting = [s for s in self.waiting if s not in found]
+        self.splits = True
+
+
+@dataclass(eq=False)
+class Root(Flow):
+    """The whole request."""
+
+    request: InferRequest = field(kw_only=True)
+    done: Done = field(kw_only=True)
+    wanted: list[str] = field(kw_only=True)
     error: ServeError | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
+    outbox: deque[Callable[[], None]] = field(default_factory=deque)
+    delivering: threading.Lock = field(default_factory=threading.Lock)
 
 
 class EnsembleDriver:
@@ -75,7 +136,7 @@ class EnsembleDriver:
     def __init__(self, plan: Plan, submit: Submit, statistics: ModelStatistics) -> None:
         self._plan, self._submit, self._statistics = plan, submit, statistics
         self._lock = threading.Lock()
-        self._flows: dict[InferRequest, Flow] = {}
+        self._flows: dict[InferRequest, Root] = {}
         self._closing = False
 
     @property
@@ -84,22 +145,26 @@ class EnsembleDriver:
 
     def submit(self, request: InferRequest, done: Done) -> None:
         """`done` is called once, on any thread. Raises ServeError UNAVAILABLE while the version is being unloaded."""
-        wanted = {o.name for o in request.outputs} or set(self._plan.outputs)
-        flow = Flow(request, done, self._plan.steps_for(wanted), dict(request.inputs))
+        wanted = [o.name for o in request.outputs] or list(self._plan.outputs)
+        root = Root(self._plan.steps_for(set(wanted)), dict(request.inputs), request=request, done=done, wanted=wanted)
         t = request.times
         t.queued = t.compute = t.input_done = time.perf_counter_ns()
         with self._lock:
             if self._closing:
                 raise unavailable(request.label + "the model version is being unloaded")
-            self._flows[request] = flow
-        self._advance(flow)
+            self._flows[request] = root
+        self._advance(root)
 
     def cancel(self, request: InferRequest) -> None:
         """No further step starts; the request is answered CANCELLED when those that run have ended."""
-        flow = self._flows.get(request)
-        if flow is not None:
-            self._fail(flow, ServeError(Status.CANCELLED, "request cancelled"))
-            self._advance(flow)
+        root = self._flows.get(request)
+        if root is not None:
+            self._fail(root, ServeError(Status.CANCELLED, "request cancelled"))
+            with root.lock:
+                for flow in root.everywhere():
+                    for running in flow.running:
+                        running.is_cancelled = True
+            self._advance(root)
 
     def record_hit(self, request: InferRequest, lookup_ns: int) -> None:
         """A request that a cache has answered counts as a success."""
@@ -117,41 +182,87 @@ class EnsembleDriver:
         while self._flows:
             await asyncio.sleep(_DRAIN_POLL_S)
 
-    def _fail(self, flow: Flow, error: ServeError) -> None:
-        with flow.lock:
-            flow.error = flow.error or error
+    def _fail(self, root: Root, error: ServeError) -> None:
+        with root.lock:
+            root.error = root.error or error
 
-    def _advance(self, flow: Flow) -> None:
-        """Start what can start; answer when nothing runs and nothing can."""
-        with flow.lock:
-            ready = [] if flow.error else [s for s in flow.waiting if self._is_ready(s, flow)]
-            flow.waiting = [s for s in flow.waiting if s not in ready]
-            requests: list[tuple[Step, InferRequest]] = []
+    def _advance(self, root: Root) -> None:
+        """Start what can start, send what is complete, end when nothing runs and nothing can."""
+        with root.lock:
+            started: list[tuple[Flow, Step, InferRequest]] = []
+            if root.error is None:
+                for flow in list(root.everywhere()):
+                    started += self._startable(root, flow)
+            for flow, _, request in started:
+                flow.running.append(request)
+            for part in self._complete(root, root):
+                response = InferResponse({n: t for n in root.wanted if (t := part.find(n)) is not None})
+                assert root.request.emit is not None, "a request to a decoupled model can take more than one response"
+                root.outbox.append(partial(root.request.emit, response))
+            if not root.running and not root.parts:
+                self._end(root)
+        self._deliver(root)
+        for flow, step, request in started:
+            self._start(root, flow, step, request)
+
+    def _startable(self, root: Root, flow: Flow) -> list[tuple[Flow, Step, InferRequest]]:
+        ready = [s for s in flow.waiting if self._is_ready(s, flow)]
+        flow.waiting = [s for s in flow.waiting if s not in ready]
+        try:
+            requests = [(flow, s, self._request(root, flow, s)) for s in ready]
+        except ServeError as exc:
+            root.error = root.error or exc
+            return []
+        for step in ready:
+            if step.decoupled:
+                flow.split_off(step)
+        return requests
+
+    def _complete(self, root: Root, flow: Flow) -> list[Flow]:
+        """Take out the parts that are over, in order; returns those with a response to send."""
+        found: list[Flow] = []
+        while flow.parts:
+            head = flow.parts[0]
+            found += self._complete(root, head)
+            if head.running or head.parts:
+                break
+            missing = [] if head.splits else [n for n in root.wanted if head.find(n) is None]
+            if root.error is None and (head.waiting or missing) and not head.is_idle():
+                break
+            if missing:
+                root.error = root.error or _deadlock(missing)
+            elif not head.splits and root.error is None:
+                found.append(head)
+            del flow.parts[0]
+        return found
+
+    def _start(self, root: Root, flow: Flow, step: Step, request: InferRequest) -> None:
+        def take(response: InferResponse) -> None:
             try:
-                requests = [(s, self._request(flow, s)) for s in ready]
+                found = self._outputs(step, response)
             except ServeError as exc:
-                flow.error = exc
-            flow.running += [r for _, r in requests]
-            over = not flow.running
-        if over:
-            self._end(flow)
-        for step, request in requests:
-            self._start(flow, step, request)
+                self._fail(root, exc)
+                return
+            with root.lock:
+                if not step.decoupled:
+                    flow.tensors.update(found)
+                elif found and root.error is None:
+                    flow.parts.append(Flow(list(flow.behind[id(step)]), found, flow))
 
-    def _start(self, flow: Flow, step: Step, request: InferRequest) -> None:
+        def emit(response: InferResponse) -> None:
+            take(response)
+            self._advance(root)
+
         def done(result: Result) -> None:
-            try:
-                if isinstance(result, ServeError):
-                    raise result
-                found = self._outputs(step, result)
-            except ServeError as exc:
-                self._fail(flow, exc)
-                found = {}
-            with flow.lock:
+            if isinstance(result, ServeError):
+                self._fail(root, result)
+            else:
+                take(result)
+            with root.lock:
                 flow.running.remove(request)
-                flow.tensors.update(found)
-            self._advance(flow)
+            self._advance(root)
 
+        request.emit = emit if step.decoupled else None
         try:
             self._submit(request, done)
         except ServeError as exc:
@@ -159,17 +270,16 @@ class EnsembleDriver:
 
     def _is_ready(self, step: Step, flow: Flow) -> bool:
         """Everything that it reads is there, or will never be: an optional input that nobody gave."""
-        coming = {o for s in flow.waiting for o in s.outputs.values()}
-        coming |= {o for r in flow.running for o in (r.slot.outputs.values() if isinstance(r.slot, Step) else ())}
-        read = step.inputs.values()
-        return all(n in flow.tensors or n not in coming for n in read) and any(n in flow.tensors for n in read)
+        coming, read = flow.coming(), list(step.inputs.values())
+        there = [n for n in read if flow.find(n) is not None]
+        return bool(there) and all(n in there or n not in coming for n in read)
 
-    def _request(self, flow: Flow, step: Step) -> InferRequest:
-        given = flow.request
+    def _request(self, root: Root, flow: Flow, step: Step) -> InferRequest:
+        given = root.request
         inputs = {
-            theirs: self._adapted(flow.tensors[ours], theirs, self._plan.batches, step.batches)
+            theirs: self._adapted(tensor, theirs, self._plan.batches, step.batches)
             for theirs, ours in step.inputs.items()
-            if ours in flow.tensors
+            if (tensor := flow.find(ours)) is not None
         }
         made = InferRequest(
             step.model, step.version, inputs, given.id, [RequestedOutput(n) for n in step.outputs],
@@ -199,26 +309,41 @@ class EnsembleDriver:
             data = data[None]
         return Tensor(name, tensor.datatype, data)
 
-    def _end(self, flow: Flow) -> None:
-        request, t = flow.request, flow.request.times
+    def _end(self, root: Root) -> None:
+        request, t = root.request, root.request.times
         with self._lock:
             if self._flows.pop(request, None) is None:
                 return
             t.output = t.end = time.perf_counter_ns()
-            wanted = [o.name for o in request.outputs] or list(self._plan.outputs)
-            missing = [n for n in wanted if n not in flow.tensors]
-            error = flow.error
-            if error is None and missing:
-                error = invalid(
-                    f"unexpected deadlock, at least one output is not set while no more ensemble steps can be made: "
-                    f"{', '.join(missing)}"
-                )
+            wanted = [] if root.splits else root.wanted
+            missing = [n for n in wanted if n not in root.tensors]
+            error = root.error or (_deadlock(missing) if missing else None)
             if error is None:
                 self._statistics.record_batch([request])
             else:
                 self._statistics.record_failure(request, "CANCELED" if error.status == Status.CANCELLED else "OTHER")
         if error is None:
-            flow.done(InferResponse({n: flow.tensors[n] for n in wanted}))
+            answer: Result = InferResponse({n: root.tensors[n] for n in wanted})
         else:
             prefix = f"{request.label}in ensemble '{self._plan.name}', "
-            flow.done(ServeError(error.status, prefix + error.message.removeprefix(request.label), where=error.where))
+            answer = ServeError(error.status, prefix + error.message.removeprefix(request.label), where=error.where)
+        root.outbox.append(partial(root.done, answer))
+
+    def _deliver(self, root: Root) -> None:
+        """Outside the lock; one thread at a time, so in order."""
+        while root.outbox and root.delivering.acquire(blocking=False):
+            try:
+                while root.outbox:
+                    root.outbox.popleft()()
+            finally:
+                root.delivering.release()
+
+
+def _step(request: InferRequest) -> Step:
+    assert isinstance(request.slot, Step), "an ensemble's requests note their steps"
+    return request.slot
+
+
+def _deadlock(missing: list[str]) -> ServeError:
+    return invalid("unexpected deadlock, at least one output is not set while no more ensemble steps can be made: "
+                   f"{', '.join(missing)}")  # fmt: skip
