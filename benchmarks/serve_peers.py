@@ -94,6 +94,8 @@ class Identity(MLModel):
     ),
     "ray": Peer(
         {"app.py": """
+import signal
+import sys
 import time
 import ray
 from ray import serve
@@ -104,6 +106,7 @@ class Identity:
     async def __call__(self, request: Request):
         return {"y": (await request.json())["x"]}
 
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # Ray then takes its own processes down
 ray.init(address="local", log_to_driver=False, num_cpus=2)
 serve.start(http_options={"host": "127.0.0.1", "port": {port}},
             logging_config={"log_level": "ERROR", "enable_access_log": False})

@@ -75,11 +75,16 @@ def deployed(cluster: Any, port: int) -> Iterator[Any]:
 
     def deploy(root: Path, name: str = "venturi", **settings: Any) -> list[dict[str, str]]:
         names.add(name)
-        return on_ray.deploy(on_ray.RaySettings((root,), name, host="127.0.0.1", port=port, **settings), 120)
+        return on_ray.deploy(on_ray.RaySettings((root,), name, host="127.0.0.1", port=port, **settings), 240)
 
     yield deploy
     for name in names:
         on_ray.remove(name)
+
+
+def running() -> set[str]:
+    """Processes of the replicas that answer."""
+    return {r["pid"] for r in on_ray.replicas("venturi") if r["state"] == "RUNNING"}
 
 
 def infer(port: int, model: str = "scaled") -> np.ndarray[Any, Any]:
@@ -103,8 +108,8 @@ def test_replicas_on_both_nodes_answer_survive_and_are_replaced(tmp_path: Path, 
     assert all((infer(port) == 2).all() for _ in range(20))
 
     os.kill(int(found[0]["pid"]), signal.SIGKILL)
-    wait_for(lambda: (infer(port) == 2).all(), 20)
-    wait_for(lambda: len({r["pid"] for r in on_ray.replicas("venturi")} - {found[0]["pid"]}) == 2, 40)
+    wait_for(lambda: (infer(port) == 2).all(), 30)
+    wait_for(lambda: len(running() - {found[0]["pid"]}) == 2, 60)
 
     answers: list[float] = []
     stop = threading.Event()
@@ -137,7 +142,7 @@ def test_load_brings_replicas(tmp_path: Path, deployed: Any, port: int) -> None:
     for thread in asking:
         thread.start()
     try:
-        wait_for(lambda: len([r for r in on_ray.replicas("venturi") if r["state"] == "ALIVE"]) == 2, 60)
+        wait_for(lambda: len(running()) == 2, 90)
     finally:
         stop.set()
         for thread in asking:
@@ -165,6 +170,8 @@ def test_the_command(tmp_path: Path, cluster: Any, port: int) -> None:
     assert answer["url"] == f"http://127.0.0.1:{port}/other/v2"
     assert len(answer["replicas"]) == 1
     assert (infer_below(port, "other") == 5).all()
+    taken = venturi(str(tmp_path), "--address", cluster.address, "--route-prefix", "/other", expect=1)
+    assert "Prefix /other is being used" in " ".join(taken.split())
     assert "removed other" in venturi(*where, "--down")
     assert "no application 'other'" in " ".join(venturi(*where, "--down", expect=1).split())
     assert "no such model repository" in venturi(str(tmp_path / "absent"), *where, expect=1)

@@ -152,10 +152,12 @@ def connect(address: str) -> None:
 def deploy(settings: RaySettings, timeout_s: float = 600.0) -> list[dict[str, str]]:
     """Bring the cluster's application to these settings and wait for its replicas; see `replicas` for the result.
 
-    A running application of the same name is replaced replica by replica. Raises ServeError with Ray's message.
+    A running application of the same name is replaced replica by replica. Raises ServeError with Ray's message,
+    also for a route prefix that another application has.
     """
     from ray import serve
     from ray.serve.config import HTTPOptions
+    from ray.serve.exceptions import RayServeException
     from ray.serve.schema import LoggingConfig
 
     serve.start(
@@ -163,7 +165,10 @@ def deploy(settings: RaySettings, timeout_s: float = 600.0) -> list[dict[str, st
         logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
     )  # fmt: skip
     target = serve.RunTarget(bound(settings), settings.name, settings.route_prefix)
-    serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+    try:
+        serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+    except RayServeException as exc:
+        raise invalid(f"Ray refuses application {settings.name!r}: {exc}") from exc
     end = time.monotonic() + timeout_s
     while True:
         state = serve.status().applications.get(settings.name)
@@ -187,16 +192,20 @@ def remove(name: str) -> None:
 
 
 def replicas(name: str) -> list[dict[str, str]]:
-    """id, node and state of every replica."""
-    from ray.util.state import list_actors
+    """id, node, state and pid of every replica, as Ray Serve's controller sees them; "" for what is not known yet."""
+    import ray
 
-    found = list_actors(filters=[("state", "!=", "DEAD")], detail=True, limit=10_000)
-    prefix = f"SERVE_REPLICA::{name}#{_DEPLOYMENT}#"
+    controller = ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
+    details: dict[str, Any] = ray.get(controller.get_serve_instance_details.remote())
+    application = details["applications"].get(name, {"deployments": {}})
+    found = [r for d in application["deployments"].values() for r in d["replicas"]]
     return [
-        {"replica": a.name.removeprefix(prefix), "node": a.node_id, "state": a.state, "pid": str(a.pid)}
-        for a in sorted(found, key=lambda a: str(a.name))
-        if a.name and a.name.startswith(prefix)
-    ]
+        {
+            "replica": r["replica_id"], "node": r.get("node_id") or "",
+            "state": str(getattr(r["state"], "value", r["state"])), "pid": str(r.get("pid") or ""),
+        }
+        for r in sorted(found, key=lambda r: str(r["replica_id"]))
+    ]  # fmt: skip
 
 
 def _reason(state: Any) -> str:
