@@ -169,6 +169,24 @@ def wait_until_right(port: int, path: str, body: dict[str, Any], log: Path, seco
             time.sleep(0.3)
 
 
+def one_round(peer: Peer, python: str, root: Path, threads: int, seconds: float) -> tuple[float, float, float]:
+    """(calls a second, p50 ms, p99 ms) of a server that is started for it and warmed for a second."""
+    place = root / str(time.monotonic_ns())
+    process, port = start(peer, python, place)
+    try:
+        wait_until_right(port, peer.path, peer.body, place / "log")
+        request = request_bytes(peer.path, peer.body)
+        measured_once("http", port, threads, 1.0, request)
+        return measured_once("http", port, threads, seconds, request)
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
 def version(python: str, name: str) -> str:
     code = f"from importlib.metadata import version; print(version({name!r}))"
     return subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
@@ -196,20 +214,7 @@ def main() -> None:
         for threads in (1, 4):
             for _ in range(args.rounds):
                 for name, peer in servers.items():
-                    place = root / f"{name}-{time.monotonic_ns()}"
-                    process, port = start(peer, pythons.get(name, sys.executable), place)
-                    try:
-                        wait_until_right(port, peer.path, peer.body, place / "log")
-                        request = request_bytes(peer.path, peer.body)
-                        measured_once("http", port, threads, 1.0, request)
-                        one = measured_once("http", port, threads, args.seconds, request)
-                    finally:
-                        os.killpg(process.pid, signal.SIGTERM)
-                        try:
-                            process.wait(15)
-                        except subprocess.TimeoutExpired:
-                            os.killpg(process.pid, signal.SIGKILL)
-                            process.wait()
+                    one = one_round(peer, pythons.get(name, sys.executable), root, threads, args.seconds)
                     found.setdefault(name, {}).setdefault(f"x{threads}", []).append(one)
                     print(name, threads, [round(v, 3) for v in one], flush=True)
     results: dict[str, Any] = {"versions": about}

@@ -37,10 +37,7 @@ def serve(
     http_max_input_size: Annotated[int, typer.Option(min=1, help="Bytes of JSON or decompressed body.")] = 64 << 20,
     allow_client_shm: Annotated[bool, typer.Option(help="Let clients register this machine's shared memory.")] = False,
     cache_config: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Response cache for models that enable it: local,size=BYTES, or redis,host=HOST; repeatable."
-        ),
+        list[str] | None, typer.Option(help="Response cache: local,size=BYTES, or redis,host=HOST; repeatable.")
     ] = None,
     load_on_demand: Annotated[bool, typer.Option("--load-on-demand", help="Load models when first asked for.")] = False,
     model_memory_budget: Annotated[
