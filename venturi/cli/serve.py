@@ -66,7 +66,7 @@ def serve(
 ) -> None:
     """Serve models to KServe v2 clients over HTTP and gRPC until SIGINT or SIGTERM."""
     try:
-        from venturi.serve.app import Running, ServeConfig, run_until_signal
+        from venturi.serve.app import ServeConfig, run_until_signal
     except ImportError as exc:
         raise ModelError(f"the server needs {exc.name}: pip install 'venturi[serve]'") from exc
     from venturi.serve.cache_settings import parse_cache_config
@@ -99,10 +99,7 @@ def serve(
         parse_rate_limit(rate_limit, rate_limit_resource or []), load_on_demand, model_memory_budget,
     )  # fmt: skip
 
-    def ready(running: Running) -> None:
-        _announce(running, host, as_json)
-
-    if not _run(run_until_signal(config, ready)):
+    if not _run(run_until_signal(config, lambda running: _announce(running, host, as_json))):
         console.print(f"accepted requests did not finish within {exit_timeout_secs:g} s")
         raise typer.Exit(1)
 
