@@ -155,7 +155,7 @@ class DecodeGraphs:
             filled(self._pool.num_blocks * self._pool.block_tokens, torch.int64), 1, self._max_seq_len,
             workspace={"tickets": torch.zeros(rows * 256, dtype=torch.int32, device=lengths.device)},
         )  # fmt: skip
-        start = self._weight[:rows]  # numbers as a step's: zeros would let the device run faster
+        start = self._weight[filled(0, torch.int64)]  # numbers as a step's: zeros would let the device run faster
         return lambda: FusedDecode(self._model, self._tuner).logits(start, batch, self._pool.layers)
 
     def _computation(self, ring: StepRing, size: int) -> Callable[[], tuple[Tensor, Tensor]]:
