@@ -16,6 +16,7 @@ from tritonclient.utils import InferenceServerException
 
 from tests.serve.running import add_engine, scaled, serving, wait_for
 from venturi.core.errors import DeviceError, ModelError
+from venturi.serve import redis_cache
 from venturi.serve.cache_settings import parse_cache_config
 from venturi.serve.errors import ServeError, Status
 from venturi.serve.redis_cache import RedisCache, packed, unpacked
@@ -120,6 +121,18 @@ def test_a_request_refused_behind_the_lookup_is_answered(tmp_path: Path, settle:
         served.driver.submit = refuse  # type: ignore[method-assign]
         with pytest.raises(InferenceServerException, match="full" if settle else "bug"):
             infer(server.url("http"))
+
+
+def test_lookups_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis_cache, "MAX_OPEN", 6)
+    threads, go = redis_cache.LookupThreads(), threading.Event()
+    waiting = [threads.submit(go.wait) for _ in range(6)]
+    with pytest.raises(ServeError, match="6 lookups"):
+        threads.submit(go.wait)
+    go.set()
+    assert all(f.result(5) for f in waiting)
+    wait_for(lambda: threads.submit(int).result(5) == 0)
+    threads.shutdown()
 
 
 def test_answers_survive_packing() -> None:

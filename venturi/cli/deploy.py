@@ -25,7 +25,9 @@ def ray(
     name: Annotated[str, typer.Option(help="Of the Ray Serve application.")] = "venturi",
     route_prefix: Annotated[str, typer.Option(help="Path before /v2.")] = "/",
     min_replicas: Annotated[int, typer.Option(min=1, help="Replicas at least.")] = 1,
-    max_replicas: Annotated[int, typer.Option(min=1, help="Replicas at most; above the least, Ray scales.")] = 1,
+    max_replicas: Annotated[
+        int | None, typer.Option(min=1, help="Replicas at most, the least if not given; above it, Ray scales.")
+    ] = None,
     target_ongoing: Annotated[float, typer.Option(help="Requests a replica that scaling aims at.")] = 16.0,
     max_ongoing: Annotated[int, typer.Option(min=1, help="Requests a replica gets at once at most.")] = 256,
     cpus: Annotated[float, typer.Option(min=0, help="CPUs of a replica; also its threads.")] = 1.0,
@@ -53,7 +55,7 @@ def ray(
         raise ModelError(f"no such model repository: {', '.join(missing)}" if missing else "no model repository given; "
                          "expected folders, .onnx or .vt files that every node can read")  # fmt: skip
     settings = on_ray.RaySettings(
-        roots, name, route_prefix, min_replicas, max(min_replicas, max_replicas), target_ongoing, max_ongoing, cpus,
+        roots, name, route_prefix, min_replicas, max_replicas or min_replicas, target_ongoing, max_ongoing, cpus,
         gpus, host, port,
     )  # fmt: skip
     on_ray.connect(address)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any
 
 import orjson
 
 from venturi.core.errors import DeviceError, ModelError, VenturiError
 from venturi.core.log import logger
+from venturi.serve.errors import unavailable
 from venturi.serve.request import InferResponse, Tensor
+from venturi.serve.schedulers.driver import MAX_OPEN
 from venturi.serve.tensors import from_bytes, to_bytes
 
 _PREFIX = b"venturi:1:"
@@ -22,13 +25,35 @@ _REST_S = 5.0
 _SETTINGS = ("host", "port", "user", "password", "ttl")
 
 
+class LookupThreads(ThreadPoolExecutor):
+    """Refuses work beyond `MAX_OPEN` pieces that wait: a slow Redis must not fill the memory."""
+
+    def __init__(self) -> None:
+        super().__init__(_THREADS, thread_name_prefix="venturi-redis")
+        self._lock, self._open = threading.Lock(), 0
+
+    def submit(self, work: Any, /, *args: Any, **named: Any) -> Future[Any]:
+        """Raises ServeError UNAVAILABLE when too much waits."""
+        with self._lock:
+            if self._open >= MAX_OPEN:
+                raise unavailable(f"Exceeds maximum queue size: {MAX_OPEN} lookups in the response cache are open")
+            self._open += 1
+        future = super().submit(work, *args, **named)
+        future.add_done_callback(self._ended)
+        return future
+
+    def _ended(self, future: Future[Any]) -> None:
+        with self._lock:
+            self._open -= 1
+
+
 class RedisCache:
     """Thread-safe. Lookups belong on `threads`. When Redis fails, nothing is found for a while and models compute."""
 
     def __init__(self, client: Any, ttl_s: int = 0) -> None:
         self._client, self._ttl_s = client, ttl_s
         self._resting_until = 0.0
-        self.threads: Executor | None = ThreadPoolExecutor(_THREADS, thread_name_prefix="venturi-redis")
+        self.threads: Executor | None = LookupThreads()
 
     def get(self, key: bytes) -> InferResponse | None:
         found = self._call(lambda: self._client.get(_PREFIX + key))

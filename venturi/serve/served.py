@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -123,10 +124,12 @@ class ServedVersion:
 
         def keep(result: Result) -> None:
             if isinstance(result, InferResponse):
-                if cache.threads is None:
-                    put(result)
-                else:
-                    cache.threads.submit(put, result)
+                if cache.threads is not None:
+                    done(result)  # first: the answer does not depend on whether it can be kept
+                    with suppress(ServeError, RuntimeError):  # too much waits, or the cache is closed
+                        cache.threads.submit(put, result)
+                    return
+                put(result)
             done(result)
 
         self.driver.submit(request, keep)
