@@ -33,7 +33,8 @@ from benchmarks.report import save
 from venturi.backends.cpu.codegen.emit import Emitter
 from venturi.backends.cpu.codegen.isa import host
 from venturi.backends.cpu.native.jit import host_jit
-from venturi.backends.cpu.native.walker import Job, max_threads
+from venturi.backends.cpu.native.openmp import max_threads
+from venturi.backends.cpu.native.walker import Job
 from venturi.frontends.torch_export import export
 
 ROUNDS, CALLS, UNCOUNTED, SETTLE_S = 8, 6, 2, 0.06

@@ -19,6 +19,7 @@ from venturi.engine.opening import load_engine, tune_engine
 from venturi.engine.plan import Plan
 from venturi.engine.target import resolve_device
 from venturi.frontends.sources import import_model
+from venturi.runtime.streams import Threads
 
 
 def build(
@@ -38,6 +39,8 @@ def build(
     strip: bool | None = None,
     config: BuildConfig | None = None,
     dynamic_shapes: Any = None,
+    intra_threads: int | None = None,
+    streams: int | str | None = None,
     progress: ProgressCallback | None = None,
     logger: LogCallback | None = None,
 ) -> Engine:
@@ -61,6 +64,7 @@ def build(
         strip: the saved file carries no weights; they are given at load.
         config: defaults for all of the above.
         dynamic_shapes: as torch.export takes it.
+        intra_threads, streams: as `load` takes them; kernels are chosen by timing on all cores.
         progress: called with ProgressEvents; returning False cancels.
         logger: called with (level, message) for every log record of this build.
 
@@ -77,13 +81,14 @@ def build(
     if profiles is not None:
         changes["profiles"] = (profiles,) if isinstance(profiles, Profile) else tuple(profiles)
     settings = BuildConfig.create(config, **changes)
+    threads = Threads.of(intra_threads, streams)
     resolve_device(settings.device)
     with _logging_to(logger):
         report(progress, "import", 0, 1)
         model = import_model(source, example, dynamic_shapes)
         report(progress, "import", 1, 1)
         kept = model.clone() if settings.refit or settings.strip else None
-        engine = Engine(compile_model(model, settings, progress), settings, kept)
+        engine = Engine(compile_model(model, settings, progress), settings, kept, threads)
     explain(engine.plan, DEBUG.get())
     return engine
 
@@ -94,15 +99,22 @@ def load(
     weights: Mapping[str, Any] | str | Path | None = None,
     verify: bool = True,
     device: str | None = None,
+    intra_threads: int | None = None,
+    streams: int | str | None = None,
 ) -> Engine:
     """Open an engine file. Raises EngineError when it is damaged or of another format, DeviceError when the GPU it
     was built for is not there.
 
     `weights` (a dict of arrays by source name, or the ONNX file) fills a stripped engine. `verify=False` skips the
     checksum of the whole file. `device` picks a GPU ("cuda:1") for an engine built for GPUs.
+
+    On the CPU a run uses at most `intra_threads` threads, by default all cores that the process may use. `streams` is
+    for throughput: as many runs side by side ("auto": one for each core), each on cores of its own; calls from several
+    threads and `submit` share them, one caller alone is slower.
     """
     check_environment()
-    return load_engine(path, weights=weights, verify=verify, device=device)
+    threads = Threads.of(intra_threads, streams)
+    return load_engine(path, weights=weights, verify=verify, device=device, threads=threads)
 
 
 def tune(

@@ -209,7 +209,7 @@ def test_a_full_queue_refuses() -> None:
     from venturi.runtime.batching import Worker
 
     gate = threading.Event()
-    worker = Worker(lambda inputs: (gate.wait(30), {})[1], vt.Batching(max_batch=1, max_queue=2))
+    worker = Worker(lambda _, inputs: (gate.wait(30), {})[1], vt.Batching(max_batch=1, max_queue=2))
     accepted = 0
     while accepted < 10:
         try:

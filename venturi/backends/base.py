@@ -205,6 +205,7 @@ class Backend:
     `fuses_quantized`: there are kernels for contractions between dequantized inputs and a quantized output.
     `signed_bytes`: and only for signed integers. `rounds_within`: "sums" where they may also round to bytes
     right behind the sums, "anywhere" in what follows.
+    `fuses_dynamic`: there are kernels for products of what is rounded by its own range.
     `flat_attention`: kernels of attention take [batch, tokens, heads * dim] as well as [batch, heads, tokens, dim].
     """
 
@@ -215,6 +216,7 @@ class Backend:
     fuses_quantized: bool = False
     signed_bytes: bool = False
     rounds_within: str = ""
+    fuses_dynamic: bool = False
     flat_attention: bool = False
     _by_name: dict[str, Tactic] = field(default_factory=dict)
 

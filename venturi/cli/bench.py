@@ -10,8 +10,12 @@ import typer
 
 from venturi.cli.output import console, emit_json, parse_shapes, progress_bar, table
 
+CALLERS_A_STREAM = 2
 
-def open_or_build(path: Path, *, quiet: bool, **options: Any) -> tuple[Any, dict[str, float]]:
+
+def open_or_build(
+    path: Path, *, quiet: bool, intra_threads: int | None, streams: int | str | None, **options: Any
+) -> tuple[Any, dict[str, float]]:
     """(engine, milliseconds of loading, or of reading and compiling)."""
     import venturi as vt
     import venturi.engine.engine  # imports are not part of the times below
@@ -20,7 +24,8 @@ def open_or_build(path: Path, *, quiet: bool, **options: Any) -> tuple[Any, dict
 
     start = time.perf_counter()
     if path.suffix == ".vt":
-        return vt.load(path), {"load_ms": (time.perf_counter() - start) * 1e3}
+        engine = vt.load(path, intra_threads=intra_threads, streams=streams)
+        return engine, {"load_ms": (time.perf_counter() - start) * 1e3}
     times: dict[str, float] = {}
     with progress_bar(not quiet) as show:
 
@@ -29,7 +34,7 @@ def open_or_build(path: Path, *, quiet: bool, **options: Any) -> tuple[Any, dict
                 times["read_ms"] = (time.perf_counter() - start) * 1e3
             return show(event) if show is not None else None
 
-        engine = vt.build(path, progress=progress, **options)
+        engine = vt.build(path, progress=progress, intra_threads=intra_threads, streams=streams, **options)
     times["compile_ms"] = (time.perf_counter() - start) * 1e3 - times["read_ms"]
     return engine, times
 
@@ -85,11 +90,15 @@ def bench(
     duration: Annotated[float, typer.Option(help="Measure at least this many seconds.")] = 3.0,
     warm_up: Annotated[float, typer.Option(help="Milliseconds of warm-up.")] = 200.0,
     iterations: Annotated[int, typer.Option(help="Measure at least this many runs.")] = 10,
-    streams: Annotated[int, typer.Option(min=1, help="Threads that run at once, each in its own context.")] = 1,
+    streams: Annotated[str, typer.Option(help="Runs side by side, on cores of their own: a number, auto.")] = "none",
+    intra_threads: Annotated[int | None, typer.Option(help="Most threads of a run on the CPU; default: all.")] = None,
     profile: Annotated[bool, typer.Option("--profile", help="Add the time of every layer.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON.")] = False,
 ) -> None:
-    """Measure latency and throughput: 200 ms warm-up, at least 3 s and 10 runs."""
+    """Measure latency and throughput: 200 ms warm-up, at least 3 s and 10 runs.
+
+    With --streams two callers keep each stream busy: latency then holds the time of waiting for one.
+    """
     from venturi.cli.build import profile_options
     from venturi.engine.benchmarking import measure
 
@@ -99,20 +108,22 @@ def bench(
         "opt_level": opt_level,
         "profiles": profile_options(shapes, None, None, None),
     }
-    engine, times = open_or_build(model, quiet=as_json, **options)
+    wanted = None if streams == "none" else int(streams) if streams.isdigit() else streams
+    engine, times = open_or_build(model, quiet=as_json, intra_threads=intra_threads, streams=wanted, **options)
+    callers = CALLERS_A_STREAM * engine.streams or 1
     inputs = random_inputs(engine, parse_shapes(shapes)) if load is None else read_inputs(load)
     start = time.perf_counter()
     engine.run(inputs)
     times["first_inference_ms"] = (time.perf_counter() - start) * 1e3
     result = measure(
-        lambda: engine.run(inputs), warm_up_ms=warm_up, duration_s=duration, iterations=iterations, streams=streams
+        lambda: engine.run(inputs), warm_up_ms=warm_up, duration_s=duration, iterations=iterations, callers=callers
     )
     report = engine.profile(inputs) if profile else None
     if as_json:
         data = {
             "model": str(model),
             "device": engine.device,
-            "streams": streams,
+            "streams": engine.streams,
             "shapes": {n: list(x.shape) for n, x in inputs.items()},
             **times,
             **result.to_json(),

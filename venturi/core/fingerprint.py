@@ -48,14 +48,16 @@ def versions() -> dict[str, str]:
     return found
 
 
+QUOTA_FILE = Path("/sys/fs/cgroup/cpu.max")
+
+
 def num_physical_threads() -> int:
     """CPUs this process may use: affinity, cut by the cgroup quota, at least 1."""
     import os
 
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota_file = Path("/sys/fs/cgroup/cpu.max")
-    if quota_file.exists():
-        quota, period = (quota_file.read_text().split() + ["100000"])[:2]
+    if QUOTA_FILE.exists():
+        quota, period = (QUOTA_FILE.read_text().split() + ["100000"])[:2]
         if quota != "max":
             count = min(count, max(1, round(int(quota) / int(period))))
     return max(1, count)

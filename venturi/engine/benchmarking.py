@@ -46,9 +46,9 @@ def measure(
     warm_up_ms: float = 200.0,
     duration_s: float = 3.0,
     iterations: int = 10,
-    streams: int = 1,
+    callers: int = 1,
 ) -> Latency:
-    """Time `call` until both the duration and the number of iterations are reached, on `streams` threads at once."""
+    """Time `call` until both the duration and the number of iterations are reached, from `callers` threads at once."""
     end = time.perf_counter() + warm_up_ms / 1e3
     call()
     while time.perf_counter() < end:
@@ -57,17 +57,17 @@ def measure(
 
     def loop(_: int = 0) -> list[float]:
         times: list[float] = []
-        while len(times) * streams < iterations or time.perf_counter() - start < duration_s:
+        while len(times) * callers < iterations or time.perf_counter() - start < duration_s:
             t = time.perf_counter()
             call()
             times.append((time.perf_counter() - t) * 1e3)
         return times
 
-    if streams == 1:
+    if callers == 1:
         times = loop()
     else:
-        with ThreadPoolExecutor(streams) as pool:
-            times = [t for part in pool.map(loop, range(streams)) for t in part]
+        with ThreadPoolExecutor(callers) as pool:
+            times = [t for part in pool.map(loop, range(callers)) for t in part]
     wall = time.perf_counter() - start
     ordered = sorted(times)
     mean = statistics.fmean(times)

@@ -12,9 +12,11 @@ import onnx_ir as ir
 import torch
 
 from venturi.backends.base import Backend, RegionView
+from venturi.backends.cpu.native.openmp import team_of
 from venturi.backends.real_view import RealView
 from venturi.backends.reference.program import OPERATOR_ERRORS
 from venturi.core.errors import ShapeError, VenturiError
+from venturi.core.fingerprint import num_physical_threads
 from venturi.core.log import logger
 from venturi.core.progress import ProgressCallback, report
 from venturi.core.registry import nearest
@@ -49,7 +51,7 @@ def pass_context(config: BuildConfig, backend: Backend) -> PassContext:
     """What the passes must know of the configuration and of the device."""
     return PassContext(
         precision=config.precision, fuses_quantized=backend.fuses_quantized, signed_bytes=backend.signed_bytes,
-        rounds_within=backend.rounds_within, flat_attention=backend.flat_attention,
+        rounds_within=backend.rounds_within, fuses_dynamic=backend.fuses_dynamic, flat_attention=backend.flat_attention,
     )  # fmt: skip
 
 
@@ -84,7 +86,8 @@ def plan_model(
     regions = [RegionView(n, weights) for n in model.graph]
     target.prepare(((t, r, c) for r in regions for t, c in tuner.expected(r)), progress)
     placed = _placed(examples, target)
-    plan = _plan_steps(model.graph, weights, tuner, placed, progress)
+    with team_of(num_physical_threads()):
+        plan = _plan_steps(model.graph, weights, tuner, placed, progress)
     if placed is not None:
         timer = target.engine_timer([placed[v.name or ""] for v in model.graph.inputs])
         in_place = InPlace(model.graph, weights, target.backend, timer, cache, tuner.deadline, config.deterministic)

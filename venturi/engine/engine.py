@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from venturi.core.errors import EngineError, ShapeError
+from venturi.core.errors import DeviceError, EngineError, ShapeError
 from venturi.core.log import logger
 from venturi.core.registry import nearest
 from venturi.engine.artifact import SOURCE_WEIGHTS, WEIGHTS, save_artifact
@@ -29,15 +29,21 @@ from venturi.ops.tensors import STORAGE, to_numpy, to_torch
 from venturi.runtime.batching import Batching, Worker
 from venturi.runtime.executable import bind_plan
 from venturi.runtime.profiler import Profiler
+from venturi.runtime.streams import ALL_CORES, Threads, pin
 
 
 class Engine:
     """A compiled model. Thread-safe: concurrent calls run in contexts of their own, weights are shared.
 
-    `batching` joins `submit`ted requests along axis 0; it may be set before the first submit.
+    `batching` joins `submit`ted requests along axis 0; it may be set before the first submit. With streams every run
+    but those of `context` and `profile` is done by one of their threads.
     """
 
-    def __init__(self, built: Built, config: BuildConfig, source: ir.Model | None = None) -> None:
+    def __init__(
+        self, built: Built, config: BuildConfig, source: ir.Model | None = None, threads: Threads = ALL_CORES
+    ) -> None:
+        if threads.streams and built.target.device.type != "cpu":
+            raise DeviceError(f"streams share out cores; this engine runs on {built.target.device}")
         self._built = built
         self._config = config
         self._source = source
@@ -48,7 +54,9 @@ class Engine:
         self._seen: set[tuple[Any, ...]] = set()
         self._input_types = tuple((s, _logical(s), _storage(s)) for s in built.plan.inputs)
         self._lock = threading.Lock()
+        self._threads = threads
         self._worker: Worker | None = None
+        self._of_streams: dict[int, RunContext] = {}
         self.batching: Batching | None = None
 
     @property
@@ -60,8 +68,13 @@ class Engine:
         """The torch device that computes: "cpu", "cuda:0", ..."""
         return str(self._built.target.device)
 
+    @property
+    def streams(self) -> int:
+        """Runs that go on side by side, each on cores of its own; 0: a run is done in the caller's thread."""
+        return self._threads.streams
+
     def _new_context(self) -> RunContext:
-        return self._built.target.context(self._built.executable)
+        return self._built.target.context(self._built.executable, self._threads.of_a_run())
 
     @property
     def inputs(self) -> list[TensorSpec]:
@@ -77,7 +90,7 @@ class Engine:
             raise ShapeError(
                 f"the engine takes {len(self.plan.inputs)} inputs {[s.name for s in self.plan.inputs]}, got {len(args)}"
             )
-        outputs = self._execute(list(args))
+        outputs = self._outputs(list(args))
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,15 +101,37 @@ class Engine:
             missing = [n for n in names if n not in inputs]
             hint = nearest(unknown[0], list(names)) if unknown else ""
             raise ShapeError(f"inputs must be {list(names)}; missing {missing}, unknown {unknown}.{hint}")
-        outputs = self._execute([inputs[n] for n in names])
+        outputs = self._outputs([inputs[n] for n in names])
         return {name: o for (name, _), o in zip(self._output_types, outputs)}
 
     def submit(self, inputs: Mapping[str, Any]) -> Future[dict[str, Any]]:
         """Queue a request; its Future gives `run`'s result. Raises RequestError when the queue is full."""
+        return self._started_worker().submit(inputs)
+
+    def _started_worker(self) -> Worker:
         with self._lock:
             if self._worker is None:
-                self._worker = Worker(self.run, self.batching)
-        return self._worker.submit(inputs)
+                streams = self._threads.streams
+                self._worker = (
+                    Worker(self._run_in_stream, self.batching, streams, lambda number: pin(number, streams))
+                    if streams
+                    else Worker(lambda _, inputs: self.run(inputs), self.batching)
+                )
+            return self._worker
+
+    def _run_in_stream(self, number: int, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """On the stream's own thread."""
+        context = self._of_streams.get(number)
+        if context is None:
+            context = self._of_streams[number] = self._new_context()
+        outputs = self._execute([inputs[n] for n in self._names], context)
+        return dict(zip((name for name, _ in self._output_types), outputs))
+
+    def _outputs(self, args: list[Any]) -> list[Any]:
+        """In order, by one of the streams, or here where there are none."""
+        if not self._threads.streams:
+            return self._execute(args)
+        return list(self._started_worker().call(dict(zip(self._names, args))).values())
 
     @contextmanager
     def context(self, profile: int = 0) -> Iterator[EngineContext]:
@@ -106,7 +141,7 @@ class Engine:
         yield EngineContext(self, self._new_context(), profile if self._profiles else None)
 
     def close(self) -> None:
-        """Finish queued requests and stop the submit thread. The engine stays usable."""
+        """Finish queued requests and stop the threads of `submit` and of streams. The engine stays usable."""
         with self._lock:
             worker, self._worker = self._worker, None
         if worker is not None:
@@ -228,7 +263,7 @@ class Engine:
         set_weights(source, given)
         built = rebuild(source, self.plan, self._config, self._built.target)
         self._source, self._built = source, built
-        self._idle = deque()
+        self._idle, self._of_streams = deque(), {}
 
 
 class EngineContext:

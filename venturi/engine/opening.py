@@ -21,6 +21,7 @@ from venturi.engine.graph_file import unpack_graph
 from venturi.engine.plan import Plan
 from venturi.engine.target import Target, open_target
 from venturi.runtime.executable import Executable, bind_plan
+from venturi.runtime.streams import ALL_CORES, Threads
 
 
 def load_engine(
@@ -29,6 +30,7 @@ def load_engine(
     weights: Mapping[str, Any] | str | Path | None = None,
     verify: bool = True,
     device: str | None = None,
+    threads: Threads = ALL_CORES,
 ) -> Engine:
     """Open an engine file: checks the seal, maps the weights, binds the kernels. Raises EngineError.
 
@@ -45,13 +47,13 @@ def load_engine(
         if weights is None:
             raise EngineError("the engine is stripped: pass weights=<the ONNX file or a dict of arrays>", where=where)
         source = _restore_source(container.entry("source.onnx"), weights, where)
-        return Engine(rebuild(source, plan, config, target), config, source)
+        return Engine(rebuild(source, plan, config, target), config, source, threads)
     model, stored = unpack_graph(container.entry("graph.onnx"), container.entry(WEIGHTS), where)
     weights_there = target.weights(stored)
     executable = _bind(model, plan, weights_there, where, target)
     plan = replace(plan, steps=tuple(c.step for c in executable.calls))
     built = Built(model, plan, weights_there, executable, target)
-    engine = Engine(built, config, _kept_source(loaded, where))
+    engine = Engine(built, config, _kept_source(loaded, where), threads)
     if weights is not None:
         engine.refit(weights)
     return engine

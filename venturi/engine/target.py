@@ -51,7 +51,9 @@ class Target(Protocol):
 
     def timer(self) -> Timer: ...
 
-    def context(self, executable: Executable) -> RunContext: ...
+    def context(self, executable: Executable, threads: int) -> RunContext:
+        """`threads`: the most that a run uses on the CPU."""
+        ...
 
     def weights(self, host: Mapping[str, Any]) -> Mapping[str, Any]: ...
 
@@ -77,8 +79,8 @@ class CpuTarget:
     def timer(self) -> Timer:
         return CpuTimer()
 
-    def context(self, executable: Executable) -> RunContext:
-        return Context(executable)
+    def context(self, executable: Executable, threads: int) -> RunContext:
+        return Context(executable, threads)
 
     def weights(self, host: Mapping[str, Any]) -> Mapping[str, Any]:
         return host
@@ -125,7 +127,7 @@ class CudaTarget:
 
         return CudaTimer(self.device)
 
-    def context(self, executable: Executable) -> RunContext:
+    def context(self, executable: Executable, threads: int) -> RunContext:
         from venturi.runtime.cuda_context import CudaContext
 
         return CudaContext(executable, self.device)
@@ -178,7 +180,7 @@ class OfflineTarget:
     def timer(self) -> Timer:
         return CpuTimer()
 
-    def context(self, executable: Executable) -> RunContext:
+    def context(self, executable: Executable, threads: int) -> RunContext:
         raise DeviceError(f"the engine is built for sm_{self._arch}, which is not here: save it, and load it there")
 
     def weights(self, host: Mapping[str, Any]) -> Mapping[str, Any]:

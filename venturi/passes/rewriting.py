@@ -16,8 +16,9 @@ class PassContext:
     """State of one pipeline run. `fuel` < 0 is endless; `rewrites` counts by pass name.
 
     Of the device: `fuses_quantized`, it has kernels that take integers in and give them out, `signed_bytes`, of signed
-    ones only, and where those may round within (`rounds_within`: "sums" right behind them, "anywhere", or
-    nowhere); `flat_attention`, its attention takes heads side by side.
+    ones only, and where those may round within (`rounds_within`: "sums" right behind them, "anywhere", or nowhere);
+    `fuses_dynamic`, it has kernels for products of what is rounded by its own range; `flat_attention`, its attention
+    takes heads side by side.
     """
 
     fuel: int = -1
@@ -25,6 +26,7 @@ class PassContext:
     fuses_quantized: bool = False
     signed_bytes: bool = False
     rounds_within: str = ""
+    fuses_dynamic: bool = False
     flat_attention: bool = False
     fold_limit_bytes: int = 64 << 20
     rewrites: dict[str, int] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Joins concurrent requests into batches along axis 0: bounded queue, bounded delay."""
+"""Threads that serve requests from a bounded queue, joining them into batches along axis 0 within a bounded delay."""
 
 from __future__ import annotations
 
@@ -35,49 +35,70 @@ class _Request:
 
 
 class Worker:
-    """One thread that serves `submit`. With `batching`, requests of equal row shape and type run together."""
+    """Threads that serve one queue. With `batching`, requests of equal row shape and type run together.
 
-    def __init__(self, run: Callable[[Mapping[str, Any]], Outputs], batching: Batching | None) -> None:
-        self._run = run
+    Thread i calls `start(i)` once, then `run(i, inputs)`.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[int, Mapping[str, Any]], Outputs],
+        batching: Batching | None,
+        threads: int = 1,
+        start: Callable[[int], None] = lambda number: None,
+    ) -> None:
+        self._run, self._start = run, start
         self._batching = batching
         self._queue: queue.Queue[_Request | None] = queue.Queue(batching.max_queue if batching else 1024)
-        self._held: _Request | None = None
-        self._thread = threading.Thread(target=self._loop, name="venturi-submit", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._loop, args=(i,), name=f"venturi-submit-{i}", daemon=True)
+            for i in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def submit(self, inputs: Mapping[str, Any]) -> Future[Outputs]:
         """Raises RequestError when the queue is full."""
-        future: Future[Outputs] = Future()
         shapes = {n: np.shape(x) for n, x in inputs.items()}
         rows = {s[0] if s else -1 for s in shapes.values()}
         key = tuple((n, s[1:], str(getattr(inputs[n], "dtype", ""))) for n, s in sorted(shapes.items()))
-        count = rows.pop() if len(rows) == 1 else -1
+        request = _Request(dict(inputs), rows.pop() if len(rows) == 1 else -1, key, Future())
         try:
-            self._queue.put_nowait(_Request(dict(inputs), count, key, future))
+            self._queue.put_nowait(request)
         except queue.Full:
             raise RequestError(f"the queue is full ({self._queue.maxsize} requests wait); try again later") from None
-        return future
+        return request.future
+
+    def call(self, inputs: Mapping[str, Any]) -> Outputs:
+        """The outputs of a request that joins no other; waits for room in the queue."""
+        request = _Request(inputs, -1, (), Future())
+        self._queue.put(request)
+        return request.future.result()
 
     def close(self) -> None:
         """Finish what is queued, then stop."""
-        self._queue.put(None)
-        self._thread.join()
+        for _ in self._threads:
+            self._queue.put(None)
+        for thread in self._threads:
+            thread.join()
 
-    def _loop(self) -> None:
+    def _loop(self, number: int) -> None:
+        self._start(number)
+        held: _Request | None = None
         while True:
-            first = self._held or self._queue.get()
-            self._held = None
+            first = held or self._queue.get()
             if first is None:
                 return
-            group, closing = self._gather(first)
-            self._serve(group)
+            group, held, closing = self._gather(first)
+            self._serve(number, group)
             if closing:
                 return
 
-    def _gather(self, first: _Request) -> tuple[list[_Request], bool]:
+    def _gather(self, first: _Request) -> tuple[list[_Request], _Request | None, bool]:
+        """(those to run together, one that came after them and did not fit, whether to stop then)."""
         group = [first]
         if self._batching is None or first.rows < 1:
-            return group, False
+            return group, None, False
         deadline = time.monotonic() + self._batching.max_delay_ms / 1e3
         total = first.rows
         while total < self._batching.max_batch:
@@ -86,24 +107,23 @@ class Worker:
             except queue.Empty:
                 break
             if item is None:
-                return group, True
+                return group, None, True
             if item.key != first.key or item.rows < 1 or total + item.rows > self._batching.max_batch:
-                self._held = item
-                break
+                return group, item, False
             group.append(item)
             total += item.rows
-        return group, False
+        return group, None, False
 
-    def _serve(self, group: list[_Request]) -> None:
+    def _serve(self, number: int, group: list[_Request]) -> None:
         live = [r for r in group if r.future.set_running_or_notify_cancel()]
         if not live:
             return
         try:
             if len(live) == 1:
-                live[0].future.set_result(self._run(live[0].inputs))
+                live[0].future.set_result(self._run(number, live[0].inputs))
                 return
             joined = {n: np.concatenate([np.asarray(r.inputs[n]) for r in live]) for n in live[0].inputs}
-            outputs = self._run(joined)
+            outputs = self._run(number, joined)
             total = sum(r.rows for r in live)
             if any(np.ndim(o) == 0 or np.shape(o)[0] != total for o in outputs.values()):
                 raise RequestError("an output has no batch axis, so requests cannot be batched; set batching to None")

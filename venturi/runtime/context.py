@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from venturi.backends.cpu.native.memory import empty_bytes
+from venturi.backends.cpu.native.openmp import team_of
 from venturi.backends.reference.program import OPERATOR_ERRORS
 from venturi.core.errors import RequestError, VenturiError
 from venturi.engine.memory_plan import Lifetime, join_lifetimes, plan_memory
@@ -38,10 +39,11 @@ class Binding:
 
 
 class Context:
-    """Not thread-safe by itself; contexts of one engine share weights and run side by side."""
+    """Not thread-safe by itself; contexts of one engine share weights and run side by side, each on at most `threads`
+    threads."""
 
-    def __init__(self, executable: Executable) -> None:
-        self._executable = executable
+    def __init__(self, executable: Executable, threads: int) -> None:
+        self._executable, self._threads = executable, threads
         self._bindings: OrderedDict[tuple[Any, ...], Binding] = OrderedDict()
         self._arena: torch.Tensor | None = None
         self.profiler: Profiler | None = None
@@ -49,7 +51,7 @@ class Context:
     def run(self, args: Sequence[Any]) -> list[Any]:
         """Stored inputs in, stored outputs out. The first run of a set of shapes binds them (allocates the arena);
         later ones allocate only what libraries insist on. Raises RequestError naming the failing step."""
-        with torch.inference_mode():
+        with torch.inference_mode(), team_of(self._threads):
             key = tuple(tuple(a.shape) if isinstance(a, torch.Tensor | np.ndarray) else None for a in args)
             binding = self._bindings.get(key)
             if binding is None:

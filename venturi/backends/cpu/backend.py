@@ -19,7 +19,7 @@ from venturi.backends.cpu.tactics.reference import Reference
 from venturi.backends.sdpa import SdpaAttention
 
 NATIVE_NAMES = (
-    "native-matrix-conv", "native-matrix-linear", "native-quantized", "native-quantized-depthwise",
+    "native-matrix-conv", "native-matrix-linear", "native-quantized", "native-quantized-depthwise", "native-dynamic",
     "native-conv", "native-winograd", "native-depthwise", "native-linear", "native-pool", "native-rows",
     "native-pointwise", "native-attention",
 )  # fmt: skip
@@ -64,13 +64,14 @@ def native_tactics() -> tuple[Tactic, ...]:
     from venturi.backends.cpu.tactics.native_cluster import NativePointwise, NativeRows
     from venturi.backends.cpu.tactics.native_conv import NativeConv, NativeWinograd
     from venturi.backends.cpu.tactics.native_depthwise import NativeDepthwise, NativeQuantizedDepthwise
+    from venturi.backends.cpu.tactics.native_dynamic import NativeDynamic
     from venturi.backends.cpu.tactics.native_linear import NativeLinear
     from venturi.backends.cpu.tactics.native_matrix import NativeMatrixConv, NativeMatrixLinear
     from venturi.backends.cpu.tactics.native_pool import NativePool
     from venturi.backends.cpu.tactics.native_quantized import NativeQuantized
 
     return (
-        NativeMatrixConv(), NativeMatrixLinear(), NativeQuantized(), NativeQuantizedDepthwise(),
+        NativeMatrixConv(), NativeMatrixLinear(), NativeQuantized(), NativeQuantizedDepthwise(), NativeDynamic(),
         NativeConv(), NativeWinograd(), NativeDepthwise(), NativeLinear(), NativePool(), NativeRows(),
         NativePointwise(), NativeAttention(),
     )  # fmt: skip
@@ -95,5 +96,6 @@ CPU = Backend(
     plain=_plain,
     fuses_quantized=_multiplies_bytes(),
     rounds_within="sums",
+    fuses_dynamic=_multiplies_bytes(),
     flat_attention=True,
 )

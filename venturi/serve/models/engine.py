@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 import venturi as vt
+from venturi.core.fingerprint import num_physical_threads
 from venturi.serve.config import ModelConfig, data_type
 from venturi.serve.errors import ServeError, Status, invalid
 from venturi.serve.request import InferRequest, InferResponse, Tensor
@@ -17,10 +18,12 @@ from venturi.serve.tensors import BYTES, DATATYPES, ENGINE_TYPES, as_bytes
 
 FILES = ("model.vt", "model.onnx", "model.pt2", "model.plan")
 PARAMETERS = ("precision", "opt_level", "device")
+THREADS = "intra_threads"
 
 
 class EngineKind:
-    """`parameters` of the configuration: precision, opt_level, device (for files that are built at load)."""
+    """`parameters` of the configuration: precision, opt_level, device (for files that are built at load), and
+    intra_threads, the most threads of a run on the CPU; by default instances share the cores out."""
 
     name = "venturi"
 
@@ -45,13 +48,25 @@ class EngineKind:
     def _open(self, config: ModelConfig, folder: Path) -> vt.Engine:
         path = _file(config, folder)
         settings = {n: config.parameters[n].string_value for n in PARAMETERS if n in config.parameters}
+        threads = _threads_of_an_instance(config)
         if path.suffix not in (".onnx", ".pt2"):
-            return vt.load(path)
+            return vt.load(path, intra_threads=threads)
         level = settings.pop("opt_level", "3")
         if not level.isdigit():
             raise invalid(f"parameter opt_level of model {config.name} must be 0 to 5, got {level!r}")
         source = path if path.suffix == ".onnx" else _exported_program(path)
-        return vt.build(source, opt_level=int(level), **settings)  # type: ignore[arg-type]
+        return vt.build(source, opt_level=int(level), intra_threads=threads, **settings)  # type: ignore[arg-type]
+
+
+def _threads_of_an_instance(config: ModelConfig) -> int | None:
+    """None where one instance has all cores."""
+    if THREADS in config.parameters:
+        text = config.parameters[THREADS].string_value
+        if not text.isdigit() or not int(text):
+            raise invalid(f"parameter {THREADS} of model {config.name} must be a number from 1 on, got {text!r}")
+        return int(text)
+    instances = sum(max(1, g.count) for g in config.instance_group)
+    return max(1, num_physical_threads() // instances) if instances > 1 else None
 
 
 def _exported_program(path: Path) -> Any:

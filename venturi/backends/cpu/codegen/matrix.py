@@ -19,7 +19,8 @@ import torch
 from llvmlite import ir
 
 from venturi.backends.cpu.codegen.activation import Post, emit_post
-from venturi.backends.cpu.codegen.element import BF16, FLOAT, I8, S8, S32, Element, Place
+from venturi.backends.cpu.codegen.dynamic import bytes_of, numbers_of
+from venturi.backends.cpu.codegen.element import BF16, FLOAT, I8, S8, S32, Element, Place, widen
 from venturi.backends.cpu.codegen.emit import I32, I64, Emitter, Val
 from venturi.backends.cpu.codegen.geometry import ConvGeometry
 from venturi.backends.cpu.codegen.isa import Isa
@@ -34,7 +35,8 @@ class MatrixSpec:
     """A group is `tiles` (1 or 2) times `rows` pixels, at most 16 where `unit` is "tiles", 14 where it is "dots".
 
     Weights are bf16 or, where `image` is of bytes, s8: then the sums are integers, and a scale for every channel makes
-    numbers of them. `within`: these are rounded to such elements before the residual is added.
+    numbers of them. `within`: these are rounded to such elements before the residual is added. `dynamic`: the image,
+    its scale and its zero are what `codegen.dynamic` left in scratch memory.
     """
 
     geometry: ConvGeometry
@@ -47,6 +49,7 @@ class MatrixSpec:
     out: Element = BF16
     unit: str = "tiles"
     within: Element | None = None
+    dynamic: bool = False
 
     @property
     def weight(self) -> Element:
@@ -130,7 +133,7 @@ def pack_matrix(weight: torch.Tensor) -> torch.Tensor:
 def emit_matrix(isa: Isa, spec: MatrixSpec) -> str:
     """Words: x, weights, bias, residual, out, images (or pixels of the row), the Schedule's four. Where integers stand
     for numbers, also: a scale a channel; residual's scale and shift, the output's inverse scale and zero, those of a
-    rounding within and its scale and shift back, in fp32; the image's zero."""
+    rounding within and its scale and shift back, in fp32; the image's zero; where it is dynamic, sums of weights."""
     e = Emitter(isa)
     _Matrix(e, spec).tasks()
     return e.finish()
@@ -156,6 +159,12 @@ class _Matrix:
             self.nothing = e.b.shuffle_vector(
                 one, ir.Constant(lanes, ir.Undefined), ir.Constant(ir.VectorType(I32, spec.step), None)
             )
+        if spec.dynamic:
+            scratch = e.pointer(0)
+            self.x = bytes_of(e, scratch)
+            self.unit_of_image, zero = numbers_of(e, scratch)
+            self.zero = e.b.fptosi(zero, ir.VectorType(I32, e.isa.lanes))
+            self.weight_sums = e.pointer(13, S32)
         self.panel = e.buffer(e.mul(self.size, spec.group * spec.stride), spec.image) if spec.gathers else self.x
 
     def tasks(self) -> None:
@@ -286,12 +295,20 @@ class _Matrix:
         counts = {v: None if n == lanes else n for v, n in parts}
         bias = {v: e.load(e.at(self.bias, e.add(lane0, v)), n) if spec.bias else None for v, n in counts.items()}
         scale = {v: e.load(e.at(self.scale, e.add(lane0, v)), n) if spec.quantized else None for v, n in counts.items()}
+        excess = {}
+        if spec.dynamic:
+            for v, n in counts.items():
+                scale[v] = e.b.fmul(scale[v], self.unit_of_image)
+                sums = e.load_raw(e.at(self.weight_sums, e.add(lane0, v)), lanes, n)
+                excess[v] = e.b.mul(sums, self.zero)
         home = e.add(e.mul(start, g.out_channels), lane0)
 
         def row(i: Val) -> None:
             for v, n in counts.items():
                 at = e.add(home, e.add(e.mul(i, g.out_channels), v))
-                value = e.load(e.at(self.sums, e.add(e.mul(i, BLOCK), v)))
+                sums = e.load_raw(e.at(self.sums, e.add(e.mul(i, BLOCK), v)), lanes)
+                sums = e.b.sub(sums, excess[v]) if v in excess else sums
+                value = widen(e.b, sums, self.sums.element, lanes)
                 if scale[v] is not None:
                     value = e.fma(value, scale[v], e.constant(0.0) if bias[v] is None else bias[v])
                 elif bias[v] is not None:

@@ -9,15 +9,14 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import torch
 from llvmlite import ir
 
 from venturi.backends.cpu.codegen.emit import I32, I64, PTR
 from venturi.backends.cpu.codegen.isa import Isa, host
 from venturi.backends.cpu.native.jit import host_jit
+from venturi.backends.cpu.native.openmp import max_threads, openmp
 
 HEADER_WORDS = 16
 STEP_WORDS = 4
@@ -98,23 +97,8 @@ def _pause(module: Any, isa: Isa) -> Any:
 
 
 @functools.cache
-def _openmp() -> Any:
-    """torch's OpenMP runtime, or None where it has none that speaks GNU's interface."""
-    folder = Path(torch.__file__).parent
-    for path in sorted([*(folder / "lib").glob("lib*omp*"), *(folder.parent / "torch.libs").glob("lib*omp*")]):
-        try:
-            library = ctypes.CDLL(str(path))
-            library.GOMP_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-            library.GOMP_parallel.restype = None
-            return library
-        except (OSError, AttributeError):
-            continue
-    return None
-
-
-@functools.cache
 def _walker(isa: Isa) -> int:
-    library = _openmp()
+    library = openmp()
     number = ctypes.cast(library.omp_get_thread_num, ctypes.c_void_p).value if library else _zero_address()
     assert number is not None
     return host_jit(isa).address("walker", lambda: walker_ir(isa), {"omp_get_thread_num": number})
@@ -129,11 +113,6 @@ def _zero_address() -> int:
     return found
 
 
-def max_threads() -> int:
-    """Threads that a job may use: torch's number for this thread, 1 where torch has no OpenMP."""
-    return torch.get_num_threads() if _openmp() is not None else 1
-
-
 class Job:
     """Steps that run one after the other. Not thread-safe: a job belongs to one caller.
 
@@ -143,7 +122,6 @@ class Job:
     def __init__(self, steps: Sequence[tuple[int, list[int], int]]) -> None:
         isa = host()
         assert isinstance(isa, Isa)
-        self._threads = max_threads()
         self._arguments = [(ctypes.c_int64 * max(1, len(words)))(*words) for _, words, _ in steps]
         header = [0] * HEADER_WORDS
         header[STEPS] = len(steps)
@@ -163,9 +141,9 @@ class Job:
 
     def run(self) -> None:
         """Do all steps. The interpreter lock is released meanwhile."""
-        threads = min(self._threads, max_threads())
+        threads = max_threads()
         self._block[THREADS], self._block[ARRIVED] = threads, 0
-        library = _openmp()
+        library = openmp()
         if threads == 1 or library is None:
             self._block[THREADS] = 1
             self._serial(self._address)

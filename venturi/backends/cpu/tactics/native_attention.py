@@ -14,7 +14,7 @@ from venturi.backends.cpu.codegen.isa import Isa, host
 from venturi.backends.cpu.native.contraction import TILES
 from venturi.backends.cpu.native.jit import host_jit
 from venturi.backends.cpu.native.kernel import NativeKernel, Shapes
-from venturi.backends.cpu.native.walker import max_threads
+from venturi.backends.cpu.native.openmp import max_threads
 from venturi.backends.cpu.tactics.reference import Reference
 from venturi.backends.sdpa import plain_attention
 from venturi.ir.build import static_shape

@@ -10,7 +10,7 @@ from venturi.backends.base import Config, Kernel, RegionView
 from venturi.backends.cpu.codegen.element import BF16
 from venturi.backends.cpu.codegen.isa import Isa
 from venturi.backends.cpu.native.matrix import MOST_TAPS, Matrix, matrix_configs
-from venturi.backends.cpu.native.walker import max_threads
+from venturi.backends.cpu.native.openmp import max_threads
 from venturi.backends.cpu.tactics.conv import ConvSpec
 from venturi.backends.cpu.tactics.gemm import LinearSpec
 from venturi.backends.cpu.tactics.native_conv import bind_conv, read_native_conv

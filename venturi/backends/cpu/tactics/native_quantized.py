@@ -17,7 +17,7 @@ from venturi.backends.cpu.epilogue import Epilogue
 from venturi.backends.cpu.native.contraction import post_of
 from venturi.backends.cpu.native.kernel import NativeKernel, Shapes
 from venturi.backends.cpu.native.matrix import MOST_TAPS, Matrix, Stored, matrix_configs
-from venturi.backends.cpu.native.walker import max_threads
+from venturi.backends.cpu.native.openmp import max_threads
 from venturi.backends.cpu.tactics.conv import read_conv
 from venturi.backends.cpu.tactics.gemm import read_linear
 from venturi.backends.cpu.tactics.native_conv import geometry_of
@@ -61,7 +61,7 @@ def read_quantized(region: RegionView) -> Quantized | str:
     within = _within(real)
     if isinstance(within, str):
         return within
-    found = _read_conv(real, image, out) if node.op_type == "Conv" else _read_linear(real, image, out)
+    found = _read_conv(real, image, out) if node.op_type == "Conv" else read_linear_of_bytes(real, image, out)
     return found if isinstance(found, str) else replace(found, within=within)
 
 
@@ -92,7 +92,8 @@ def _read_conv(real: RealView, image: Stored, out: Stored) -> Quantized | str:
     )  # fmt: skip
 
 
-def _read_linear(real: RealView, image: Stored, out: Stored) -> Quantized | str:
+def read_linear_of_bytes(real: RealView, image: Stored, out: Stored) -> Quantized | str:
+    """A product with int8 weights."""
     spec = read_linear(real)
     if isinstance(spec, str):
         return spec
