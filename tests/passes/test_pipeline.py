@@ -59,7 +59,14 @@ def test_every_pass_is_exercised_by_these_cases() -> None:
         {p.name.rstrip("-23") for p in PIPELINE} - set(seen) - {"stable-names", "inline-branches", "simplify-casts"}
     )
     elsewhere = {"assign-layout", "drop-neutral-masks", "flatten-heads", "sink-reshapes", "sink-dequantize"}
-    elsewhere |= {"fuse-quantized", "sign-bytes", "hoist-quantize", "integers-as-numbers", "fuse-dynamic"}
+    elsewhere |= {
+        "fuse-quantized",
+        "sign-bytes",
+        "hoist-quantize",
+        "integers-as-numbers",
+        "fuse-dynamic",
+        "pack-attention",
+    }
     assert missing <= elsewhere, "which have tests of their own"
 
 

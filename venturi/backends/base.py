@@ -207,6 +207,7 @@ class Backend:
     right behind the sums, "anywhere" in what follows.
     `fuses_dynamic`: there are kernels for products of what is rounded by its own range.
     `flat_attention`: kernels of attention take [batch, tokens, heads * dim] as well as [batch, heads, tokens, dim].
+    `packed_attention`: and all three operands from one tensor.
     """
 
     name: str
@@ -218,6 +219,7 @@ class Backend:
     rounds_within: str = ""
     fuses_dynamic: bool = False
     flat_attention: bool = False
+    packed_attention: bool = False
     _by_name: dict[str, Tactic] = field(default_factory=dict)
 
     def tactic(self, name: str) -> Tactic | None:

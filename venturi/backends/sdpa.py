@@ -14,9 +14,20 @@ from venturi.ops.attention import merge_heads, repeat_heads, split_heads
 T = torch.Tensor
 
 
+def packed_widths(region: RegionView) -> list[int] | None:
+    """Of a Region Split, Attention: how wide its one operand's queries, keys and values are."""
+    node = region.nodes[0]
+    if region.kind != "attention" or node.op_type != "Split":
+        return None
+    return [int(v.shape[-1]) for v in node.outputs if v.shape is not None]
+
+
 def plain_attention(region: RegionView) -> str | None:
-    """Why the Region is not a standard Attention with one output, no cache, no soft cap, no window; None when it is."""
-    node = region.node
+    """Why the Region is not a standard Attention with one output, no cache, no soft cap, no window; None when it is.
+    A Split of its operands may be in front."""
+    if len(region.nodes) > 1 and packed_widths(region) is None:
+        return "not Attention"
+    node = region.nodes[-1]
     if node.op_type != "Attention" or node.domain:
         return "not Attention"
     attrs = region.attrs(node)
@@ -49,13 +60,17 @@ class SdpaAttention:
         return plain_attention(region) or [{}]
 
     def bind(self, region: RegionView, config: Config) -> Kernel:
-        attrs, fill = region.attrs(region.node), Arguments(region)
+        attrs, fill, widths = region.attrs(region.nodes[-1]), Arguments(region), packed_widths(region)
+        at = region.position(region.nodes[0].inputs[0]) if widths else None
+        mask_at = _mask_position(region) if widths else None
         causal, scale = bool(attrs.get("is_causal", 0)), attrs.get("scale")
         q_heads, kv_heads = attrs.get("q_num_heads"), attrs.get("kv_num_heads")
         reference, guarded = self._reference.bind(region, {}).run, self._guarded
 
         def run(*args: Any) -> T:
             inputs = fill(args)
+            if widths:
+                inputs = [*torch.split(args[at or 0], widths, -1), *([] if mask_at is None else [inputs[mask_at]])]
             q, k, v = inputs[0], inputs[1], inputs[2]
             mask = inputs[3] if len(inputs) > 3 else None
             flat = q.dim() == 3
@@ -80,6 +95,13 @@ class SdpaAttention:
             return merge_heads(y) if flat else y
 
         return Kernel(run)
+
+
+def _mask_position(region: RegionView) -> int | None:
+    """Number of the mask among the Region's inputs."""
+    operands = region.nodes[-1].inputs
+    mask = operands[3] if len(operands) > 3 else None
+    return next((i for i, v in enumerate(region.formal) if mask is not None and v is mask), None)
 
 
 def fit_mask(mask: T, q: T, k: T) -> T:

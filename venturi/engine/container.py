@@ -22,6 +22,7 @@ from venturi.core.errors import EngineError
 
 ALIGN = 64
 SEAL = b"venturi-sha256:"
+_PIECE = 1 << 20
 _SEAL_BYTES = len(SEAL) + 64
 _LOCAL = struct.Struct("<4s5H3L2H")
 Chunks = Iterable[bytes | memoryview]
@@ -123,7 +124,8 @@ class Container:
 
     def __init__(self, path: str | Path, *, verify: bool = True) -> None:
         self.path = Path(path)
-        self._data = _map(self.path)
+        self._map = _map(self.path)
+        self._data = memoryview(self._map)
         if verify:
             self._check_seal()
         self.entries = self._read_directory()
@@ -132,13 +134,26 @@ class Container:
         tail = bytes(self._data[-_SEAL_BYTES:])
         if len(self._data) < _SEAL_BYTES or not tail.startswith(SEAL):
             raise EngineError("this is no engine file, or its end is missing", where=str(self.path))
-        digest = hashlib.sha256(self._data[:-_SEAL_BYTES]).hexdigest().encode()
+        digest = self._digest(len(self._data) - _SEAL_BYTES)
         if digest != tail[len(SEAL) :]:
             raise EngineError(
                 f"the file is damaged: its SHA-256 is {digest.decode()[:16]}..., sealed as "
                 f"{tail[len(SEAL) :][:16].decode('ascii', 'replace')}.... Build or copy it again",
                 where=str(self.path),
             )
+
+    def _digest(self, size: int) -> bytes:
+        """Of the first `size` bytes, read rather than mapped, so that they do not become this process's memory."""
+        digest = hashlib.sha256()
+        with self.path.open("rb") as file:
+            for start in range(0, size, _PIECE):
+                digest.update(file.read(min(_PIECE, size - start)))
+        return digest.hexdigest().encode()
+
+    def release(self) -> None:
+        """Let go of the pages that were read so far; those still needed are mapped again when they are touched."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
 
     def _read_directory(self) -> dict[str, memoryview]:
         found: dict[str, memoryview] = {}
@@ -172,11 +187,11 @@ class Container:
         return self.entries[name]
 
 
-def _map(path: Path) -> memoryview:
+def _map(path: Path) -> mmap.mmap:
     try:
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_size == 0:
                 raise EngineError("the file is empty", where=str(path))
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as exc:
         raise EngineError(f"cannot read the engine: {exc.strerror or exc}", where=str(path)) from exc

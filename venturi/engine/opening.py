@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ def load_engine(
         return Engine(rebuild(source, plan, config, target), config, source, threads)
     model, stored = unpack_graph(container.entry("graph.onnx"), container.entry(WEIGHTS), where)
     weights_there = target.weights(stored)
-    executable = _bind(model, plan, weights_there, where, target)
+    executable = _bind(model, plan, weights_there, where, target, container.release)
     plan = replace(plan, steps=tuple(c.step for c in executable.calls))
     built = Built(model, plan, weights_there, executable, target)
     engine = Engine(built, config, _kept_source(loaded, where), threads)
@@ -122,9 +122,11 @@ def _check_device(built: Any, here: Mapping[str, str]) -> None:
             logger.warning("the engine was tuned with %s %r, here is %r", name, built.get(name), here[name])
 
 
-def _bind(model: ir.Model, plan: Plan, stored: Mapping[str, Any], where: str, target: Target) -> Executable:
+def _bind(
+    model: ir.Model, plan: Plan, stored: Mapping[str, Any], where: str, target: Target, release: Callable[[], None]
+) -> Executable:
     with mapped(where, EngineError):
-        return bind_plan(model.graph, plan.steps, stored, target.backend)
+        return bind_plan(model.graph, plan.steps, stored, target.backend, release)
 
 
 def _restore_source(data: memoryview, weights: Mapping[str, Any] | str | Path, where: str) -> ir.Model:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,9 +52,15 @@ def reads_of(node: ir.Node, weights: Mapping[str, Any]) -> list[ir.Value]:
     return own + extra
 
 
-def bind_plan(graph: ir.Graph, steps: Sequence[Step], weights: Mapping[str, Any], backend: Backend) -> Executable:
+def bind_plan(
+    graph: ir.Graph,
+    steps: Sequence[Step],
+    weights: Mapping[str, Any],
+    backend: Backend,
+    bound_one: Callable[[], None] = lambda: None,
+) -> Executable:
     """Prepare every kernel the steps name. A tactic that cannot run on this machine is replaced by the first that
-    can; the step then says so. Raises EngineError when steps and graph disagree."""
+    can; the step then says so. `bound_one` is called after each. Raises EngineError when steps and graph disagree."""
     nodes = list(graph)
     if len(nodes) != len(steps):
         raise EngineError(f"the plan has {len(steps)} steps for {len(nodes)} nodes")
@@ -69,6 +75,7 @@ def bind_plan(graph: ir.Graph, steps: Sequence[Step], weights: Mapping[str, Any]
                 tactic, step = _replacement(region, step, reason, backend)
             kernels.append(tactic.bind(region, step.config))
             bound.append(step)
+            bound_one()
     return link(graph, bound, kernels, weights)
 
 

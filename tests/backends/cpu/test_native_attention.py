@@ -162,7 +162,43 @@ def test_what_the_tactic_takes_and_leaves() -> None:
     )
     assert "mask of [1, 20]" in str(NativeAttention().match(view(mask=(1, 20))))
     assert "mask of []" in str(NativeAttention().match(view(mask=())))
-    assert "causal" in str(NativeAttention().match(view(is_causal=1)))
+    check(NativeAttention(), view(is_causal=1), torch.randn(2, 12, 48), torch.randn(2, 20, 16), torch.randn(2, 20, 20))
+    assert "causal and a mask" in str(NativeAttention().match(view(mask=(12, 20), is_causal=1)))
     assert "empty" in str(NativeAttention().match(view(keys=0)))
     assert "more keys" in str(NativeAttention().match(view(keys=20000)))
     assert "softcap" in str(NativeAttention().match(view(softcap=2.0)))
+
+
+@pytest.mark.parametrize("isa", isas(), ids=lambda i: i.name)
+@pytest.mark.parametrize("element", [FLOAT, BF16], ids=str)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_queries_see_no_later_keys(isa: Isa, size: Any, element: Any) -> None:
+    """Values that no query sees are not even read: they are NaN here."""
+    q, k, v, _ = problem(size, element.dtype)
+    hidden = torch.ones(size[1], size[2], dtype=torch.bool).triu(1)
+    group = q.shape[1] // k.shape[1]
+    wide = [x.double().repeat_interleave(group, 1) for x in (k, v)]
+    scores = (0.3 * q.double() @ wide[0].transpose(2, 3)).masked_fill(hidden, -torch.inf)
+    want = torch.softmax(scores, -1) @ wide[1]
+    v[:, :, size[1] :] = torch.nan
+    for block in (7, 64):
+        spec = dataclasses.replace(spec_of(isa, size, True, block, element), causal=True)
+        got = compute(isa, spec, size[0], q, k, v).double()
+        limit = 2e-6 if element is FLOAT else 2**-8
+        assert (got - want).abs().max() <= limit * max(1.0, float(want.abs().max()))
+
+
+@pytest.mark.parametrize("isa", isas(), ids=lambda i: i.name)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("size", [s for s in SIZES if s[1] == s[2]], ids=str)
+def test_operands_in_one_tensor_give_the_same_bits(isa: Isa, size: Any, causal: bool) -> None:
+    batch, tokens, _, heads, kv_heads, dim, v_dim = size
+    q, k, v, _ = problem(size, torch.float32)
+    spec = dataclasses.replace(spec_of(isa, size, True, 14, FLOAT), causal=causal)
+    want = compute(isa, spec, batch, q, k, v)
+    whole = torch.cat([x.transpose(1, 2).reshape(batch, tokens, -1) for x in (q, k, v)], -1).contiguous()
+    spec = dataclasses.replace(spec, packed=True)
+    out = torch.full((batch, tokens, heads * v_dim), 7.0)
+    words = [whole.data_ptr()] * 3 + [out.data_ptr(), 0]
+    run(isa, repr(spec), emit_attention(isa, spec), words, spec.tasks(batch))
+    assert torch.equal(out.view(batch, tokens, heads, v_dim).transpose(1, 2), want)

@@ -98,4 +98,5 @@ CPU = Backend(
     rounds_within="sums",
     fuses_dynamic=_multiplies_bytes(),
     flat_attention=True,
+    packed_attention=True,
 )

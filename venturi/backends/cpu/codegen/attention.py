@@ -26,7 +26,8 @@ class AttentionSpec:
     a multiple of `kv_heads`. A task takes `block` queries, a tile `rows`, at most `block`.
 
     A mask is [batch or 1, heads or 1, queries, keys]: numbers to add or, where `mask` is U8, 0 for what is not seen; a
-    query that sees nothing gives 0. `mask_batch`, `mask_heads`: it is not 1 there.
+    query that sees nothing gives 0. `mask_batch`, `mask_heads`: it is not 1 there. `causal`: query i sees keys 0 to i.
+    `packed`: queries, keys and values of a token lie behind each other, in one tensor.
     """
 
     queries: int
@@ -44,6 +45,8 @@ class AttentionSpec:
     mask: Element | None = None
     mask_batch: bool = False
     mask_heads: bool = False
+    causal: bool = False
+    packed: bool = False
 
     def tasks(self, batch: int) -> int:
         return batch * self.heads * -(-self.queries // self.block)
@@ -57,7 +60,7 @@ class AttentionSpec:
 
 
 def emit_attention(isa: Isa, spec: AttentionSpec) -> str:
-    """The kernel's IR. Words: queries, keys, values, out, mask."""
+    """The kernel's IR. Words: queries, keys, values (all three the same where they are packed), out, mask."""
     e = Emitter(isa)
     _Attention(e, spec).tasks()
     return e.finish()
@@ -67,6 +70,11 @@ class _Attention:
     def __init__(self, e: Emitter, spec: AttentionSpec) -> None:
         self.e, self.spec = e, spec
         self.q, self.k, self.v, self.out = (e.pointer(i, spec.element) for i in range(4))
+        wide, kv_wide = spec.heads * spec.dim, spec.kv_heads * spec.dim
+        self.q_row, self.k_row, self.v_row = wide, kv_wide, spec.kv_heads * spec.v_dim
+        if spec.packed:
+            self.k, self.v = e.at(self.k, wide), e.at(self.v, wide + kv_wide)
+            self.q_row = self.k_row = self.v_row = wide + kv_wide + self.v_row
         self.mask = None if spec.mask is None else e.pointer(4, spec.mask)
         self.width = spec.padded_keys(e.isa)
         self.packed = e.stack(self.width * spec.dim)
@@ -81,12 +89,12 @@ class _Attention:
             place, block = e.divmod(t, blocks)
             batch, head = e.divmod(place, spec.heads)
             kv_head = e.divmod(head, spec.heads // spec.kv_heads)[0]
-            self._pack(self._head(self.k, batch, kv_head, spec.keys, spec.kv_heads, spec.dim))
+            self._pack(self._head(self.k, batch, kv_head, spec.keys, spec.kv_heads, spec.dim, self.k_row))
             first = e.mul(block, spec.block)
             last = e.min(e.add(first, spec.block), spec.queries)
-            q = self._head(self.q, batch, head, spec.queries, spec.heads, spec.dim)
-            v = self._head(self.v, batch, kv_head, spec.keys, spec.kv_heads, spec.v_dim)
-            out = self._head(self.out, batch, head, spec.queries, spec.heads, spec.v_dim)
+            q = self._head(self.q, batch, head, spec.queries, spec.heads, spec.dim, self.q_row)
+            v = self._head(self.v, batch, kv_head, spec.keys, spec.kv_heads, spec.v_dim, self.v_row)
+            out = self._head(self.out, batch, head, spec.queries, spec.heads, spec.v_dim, spec.heads * spec.v_dim)
             mask = self._mask(batch, head)
 
             def tile(i: Val) -> None:
@@ -96,10 +104,11 @@ class _Attention:
 
         e.each(e.begin, e.end, 1, task)
 
-    def _head(self, x: Place, batch: Val, head: Val, length: int, heads: int, dim: int) -> Place:
+    def _head(self, x: Place, batch: Val, head: Val, length: int, heads: int, dim: int, row: int) -> Place:
+        """Where a head begins; `row` is how far apart tokens are where heads lie side by side."""
         e = self.e
         if self.spec.flat:
-            return e.at(x, e.add(e.mul(batch, length * heads * dim), e.mul(head, dim)))
+            return e.at(x, e.add(e.mul(batch, length * row), e.mul(head, dim)))
         return e.at(x, e.mul(e.add(e.mul(batch, heads), head), length * dim))
 
     def _mask(self, batch: Val, head: Val) -> Place | None:
@@ -113,15 +122,11 @@ class _Attention:
         )
         return e.at(self.mask, e.mul(number, spec.queries * spec.keys))
 
-    def _row(self, heads: int, dim: int) -> int:
-        """Elements from one token of a head to the next."""
-        return heads * dim if self.spec.flat else dim
-
     # --- keys
     def _pack(self, k: Place) -> None:
         """[key][feature] to [block of a vector's keys][feature][key], zeros beyond the last key."""
         e, spec, lanes = self.e, self.spec, self.e.isa.lanes
-        row = self._row(spec.kv_heads, spec.dim)
+        row = self.k_row if spec.flat else spec.dim
         zeros = e.constant(0.0)
 
         def block(first: Val, count: int) -> None:
@@ -167,7 +172,7 @@ class _Attention:
     def _tile(self, q: Place, v: Place, out: Place, mask: Place | None, first: Val) -> None:
         e, spec, lanes = self.e, self.spec, self.e.isa.lanes
         scale = e.constant(spec.scale)
-        row = self._row(spec.heads, spec.dim)
+        row = self.q_row if spec.flat else spec.dim
 
         def fetch(i: Val) -> None:
             def some(d: Val, width: int) -> None:
@@ -178,22 +183,33 @@ class _Attention:
             self._sweep(spec.dim, some)
 
         e.each(0, spec.rows, 1, fetch)
-        self._groups(self.width // lanes, True, self._score)
+        seen = self._seen(first, spec.rows - 1)
+        self._groups(self.width // lanes, True, self._score, e.divmod(e.add(seen, lanes - 1), lanes)[0])
         masks = [None if mask is None else e.at(mask, e.mul(e.add(first, i), spec.keys)) for i in range(spec.rows)]
-        inverse = [self._softmax(i, row) for i, row in enumerate(masks)]
-        self._groups(-(-spec.v_dim // lanes), spec.v_dim % lanes == 0, partial(self._weigh, v, out, first, inverse))
+        inverse = [self._softmax(i, row, first) for i, row in enumerate(masks)]
+        weigh = partial(self._weigh, v, out, first, inverse, seen)
+        self._groups(-(-spec.v_dim // lanes), spec.v_dim % lanes == 0, weigh)
 
-    def _groups(self, vectors: int, full: bool, body: Callable[[Val, int], None]) -> None:
+    def _seen(self, first: Val, i: int) -> Val:
+        """How many keys row `i` of the tile sees."""
+        return self.e.min(self.e.add(first, i + 1), self.spec.keys) if self.spec.causal else self.spec.keys
+
+    def _groups(self, vectors: int, full: bool, body: Callable[[Val, int], None], needed: Val | None = None) -> None:
         """`body(first vector, vectors)` over all of them, as many at a time as registers hold. Unless all are `full`,
-        the group with the last one has code of its own."""
-        step = self.spec.vectors
+        the group with the last one has code of its own. Groups beyond the first `needed` vectors are left out."""
+        e, step = self.e, self.spec.vectors
         whole = (vectors if full else vectors - 1) // step * step
-        self.e.each(0, whole, step, lambda i: body(i, step))
-        if whole < vectors:
+        needed = vectors if needed is None else needed
+        e.each(0, e.min(needed, whole), step, lambda i: body(i, step))
+        if whole == vectors:
+            return
+        if isinstance(needed, int):
             body(whole, vectors - whole)
+        else:
+            e.when(e.b.icmp_signed(">", needed, e.i64(whole)), lambda: body(whole, vectors - whole))
 
     def _products(
-        self, count: int, factor: Callable[[int, Val], Place], column: Callable[[Val, int], Val], width: int
+        self, count: Val, factor: Callable[[int, Val], Place], column: Callable[[Val, int], Val], width: int
     ) -> list[Val]:
         """Sums over k in [0, count) of factor(row, k) times column(k, vector), a row after the other."""
         e, rows = self.e, self.spec.rows
@@ -222,36 +238,39 @@ class _Attention:
                 at = e.add(e.mul(first, lanes), i * self.width + c * lanes)
                 e.store(found[i * width + c], e.at(self.scores, at))
 
-    def _softmax(self, i: int, mask: Place | None) -> Val:
-        """Powers of a row's scores in their place; one over their sum, in all lanes."""
+    def _softmax(self, i: int, mask: Place | None, first: Val) -> Val:
+        """Powers of a row's scores in their place, 0 for keys it does not see; one over their sum, in all lanes."""
         e, spec, lanes = self.e, self.spec, self.e.isa.lanes
-        row, last = e.at(self.scores, i * self.width), self.width - lanes
-        beyond = spec.keys - last
+        row, seen = e.at(self.scores, i * self.width), self._seen(first, i)
+        common = e.mul(e.divmod(self._seen(first, 0), lanes)[0], lanes)
+        last = e.mul(e.divmod(e.add(self._seen(first, spec.rows - 1), lanes - 1), lanes)[0], lanes)
 
-        def known(x: Val, at: int | None, other: float) -> Val:
-            """`x` where there are keys, `other` beyond the last one."""
-            if at != last or beyond == lanes:
-                return x
-            return e.b.select(e.mask(beyond), x, e.constant(other))
+        def fold(start: float, step: Callable[[Val, Val, Val | None], Val]) -> Val:
+            """`step(sum, place, keys seen from there on)` over vectors of keys; None stands for all of a vector."""
+            acc = e.loop(0, common, lanes, [e.constant(start)], lambda at, a: [step(a[0], at, None)])
 
-        def fold(start: float, step: Callable[[Val, Val, int | None], Val]) -> Val:
-            acc = e.loop(0, last, lanes, [e.constant(start)], lambda at, a: [step(a[0], at, None)])[0]
-            return step(acc, last, last)
+            def part(at: Val, a: list[Val]) -> list[Val]:
+                return [step(a[0], at, e.max(e.sub(seen, at), 0))]
 
-        def larger(acc: Val, at: Val, place: int | None) -> Val:
+            return e.loop(common, last, lanes, acc, part)[0]
+
+        def known(x: Val, left: Val | None, other: float) -> Val:
+            return x if left is None else e.b.select(e.mask(e.min(left, lanes)), x, e.constant(other))
+
+        def larger(acc: Val, at: Val, left: Val | None) -> Val:
             x = e.load(e.at(row, at))
             if mask is not None:
-                x = self._masked(x, e.load(e.at(mask, at), beyond if place == last and beyond < lanes else None))
+                x = self._masked(x, e.load(e.at(mask, at), left))
                 e.store(x, e.at(row, at))
-            return m.maximum(e, acc, known(x, place, -float("inf")))
+            return m.maximum(e, acc, known(x, left, -float("inf")))
 
         top = across(e, fold(-float("inf"), larger), partial(m.maximum, e))
         if mask is not None:
             blind = e.b.fcmp_ordered("==", top, e.constant(-float("inf")))
             top = e.b.select(blind, e.constant(0.0), top)
 
-        def add(acc: Val, at: Val, place: int | None) -> Val:
-            power = known(m.exp(e, e.b.fsub(e.load(e.at(row, at)), top)), place, 0.0)
+        def add(acc: Val, at: Val, left: Val | None) -> Val:
+            power = known(m.exp(e, e.b.fsub(e.load(e.at(row, at)), top)), left, 0.0)
             e.store(power, e.at(row, at))
             return e.b.fadd(acc, power)
 
@@ -265,15 +284,18 @@ class _Attention:
         seen = e.b.fcmp_ordered("!=", mask, e.constant(0.0))
         return e.b.select(seen, x, e.constant(-float("inf")))
 
-    def _weigh(self, v: Place, out: Place, start: Val, inverse: Sequence[Val], first: Val, width: int) -> None:
+    def _weigh(
+        self, v: Place, out: Place, start: Val, inverse: Sequence[Val], seen: Val, first: Val, width: int
+    ) -> None:
+        """Sums of the values of the first `seen` keys."""
         e, spec, lanes = self.e, self.spec, self.e.isa.lanes
-        row, out_row = self._row(spec.kv_heads, spec.v_dim), self._row(spec.heads, spec.v_dim)
+        row, out_row = (self.v_row, spec.heads * spec.v_dim) if spec.flat else (spec.v_dim, spec.v_dim)
         left = spec.v_dim % lanes
         ends = isinstance(first, int) and first + width == -(-spec.v_dim // lanes)
         held = [left if left and ends and c == width - 1 else None for c in range(width)]
         at = e.mul(first, lanes)
         found = self._products(
-            spec.keys,
+            seen,
             lambda i, j: e.at(self.scores, e.add(j, i * self.width)),
             lambda j, c: e.load(e.at(v, e.add(e.mul(j, row), e.add(at, c * lanes))), held[c]),
             width,

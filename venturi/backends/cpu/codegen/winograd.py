@@ -12,6 +12,7 @@ transforms spread it over the whole tile, and the caller computes such a convolu
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -72,6 +73,7 @@ def _product(roots: Sequence[Fraction]) -> list[Fraction]:
     return out
 
 
+@functools.cache
 def weight_matrix(size: int) -> torch.Tensor:
     """G, [n, 3] in fp64: rows for 0, +p, -p, ..., infinity."""
     points = [Fraction(0)] + [s * p for p in POINTS[size] for s in (1, -1)]
@@ -88,10 +90,9 @@ def pack_winograd(weight: torch.Tensor, size: int, block: int) -> torch.Tensor:
     """[out, in, 3, 3] to [out / block, n * n, in, block], transformed in fp64, filled up with zeros."""
     g = weight_matrix(size)
     out, channels = weight.shape[:2]
-    u = torch.einsum("ij,ocjk,lk->ocil", g, weight.double(), g).to(weight.dtype)
     blocks, n2 = -(-out // block), (size + 2) ** 2
     padded = weight.new_zeros((blocks * block, channels, n2))
-    padded[:out] = u.reshape(out, channels, n2)
+    padded[:out] = weight.double().reshape(out, channels, 9) @ torch.kron(g, g).T
     return padded.view(blocks, block, channels, n2).permute(0, 3, 2, 1).contiguous()
 
 

@@ -16,7 +16,7 @@ from venturi.backends.cpu.codegen.isa import Isa
 from venturi.backends.cpu.codegen.winograd import WinogradSpec, emit_patches, emit_products, pack_winograd
 from venturi.backends.cpu.epilogue import Epilogue
 from venturi.backends.cpu.native.jit import host_jit
-from venturi.backends.cpu.native.memory import packed_copy
+from venturi.backends.cpu.native.memory import packed_by_pieces
 
 T = torch.Tensor
 TILES = {
@@ -90,7 +90,8 @@ class Direct:
         post = post_of(epilogue)
         assert isinstance(post, Post)
         self._isa, self._config, self._post, self._residual = isa, config, post, epilogue.residual
-        self._weight = packed_copy(pack_weights(weight, config["vectors"] * isa.lanes))
+        block = config["vectors"] * isa.lanes
+        self._weight = packed_by_pieces(weight, block, lambda w: pack_weights(w, block))
         self._bias = None if bias is None else bias.contiguous()
 
     def routine(
@@ -127,7 +128,8 @@ class Winograd:
         plain = {"rows": rows, "vectors": vectors, "unroll": unroll, "block": 8, "depth": 0, "channels_first": False}
         self._direct = Direct(isa, weight, bias, epilogue, plain)
         self._isa, self._config, self._post, self._residual = isa, config, post, epilogue.residual
-        self._weight = packed_copy(pack_winograd(weight, config["size"], config["vectors"] * isa.lanes))
+        block = config["vectors"] * isa.lanes
+        self._weight = packed_by_pieces(weight, block, lambda w: pack_winograd(w, config["size"], block))
         self._bias = None if bias is None else bias.contiguous()
         self._zeros = torch.zeros(weight.shape[1])
 

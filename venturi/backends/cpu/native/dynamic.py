@@ -15,11 +15,12 @@ from venturi.backends.cpu.codegen.element import FLOAT, U8
 from venturi.backends.cpu.codegen.geometry import ConvGeometry
 from venturi.backends.cpu.codegen.isa import Isa
 from venturi.backends.cpu.codegen.matrix import MatrixSpec, Schedule, emit_matrix, pack_matrix
+from venturi.backends.cpu.codegen.units import BLOCK
 from venturi.backends.cpu.epilogue import Epilogue
 from venturi.backends.cpu.native.contraction import post_of
 from venturi.backends.cpu.native.jit import host_jit
 from venturi.backends.cpu.native.matrix import PANEL_BYTES, group_rows
-from venturi.backends.cpu.native.memory import packed_copy
+from venturi.backends.cpu.native.memory import packed_by_pieces
 
 T = torch.Tensor
 
@@ -33,7 +34,7 @@ class DynamicMatrix:
         post = post_of(epilogue)
         assert isinstance(post, Post)
         self._isa, self._config, self._post, self._residual = isa, config, post, epilogue.residual
-        self._weight = packed_copy(pack_matrix(weight))
+        self._weight = packed_by_pieces(weight, BLOCK, pack_matrix)
         self._scales = scales.float().contiguous()
         self._sums = weight.flatten(1).sum(1, dtype=torch.int32).contiguous()
         self._bias = None if bias is None else bias.float().contiguous()

@@ -18,7 +18,7 @@ from venturi.backends.cpu.codegen.units import BLOCK, HALF
 from venturi.backends.cpu.epilogue import Epilogue
 from venturi.backends.cpu.native.contraction import post_of
 from venturi.backends.cpu.native.jit import host_jit
-from venturi.backends.cpu.native.memory import packed_copy
+from venturi.backends.cpu.native.memory import packed_by_pieces
 
 T = torch.Tensor
 EVEN_BELOW = 256
@@ -95,7 +95,7 @@ class Matrix:
         self._isa, self._config, self._post, self._residual = isa, config, post, epilogue.residual
         self._unit = isa.unit(scales is not None)
         self._elements, self._zero = (image.element, residual.element, out.element), image.zero
-        self._weight = packed_copy(pack_matrix(weight))
+        self._weight = packed_by_pieces(weight, BLOCK, pack_matrix)
         self._bias = None if bias is None else bias.float().contiguous()
         self._scales = None if scales is None else (scales * image.scale).float().contiguous()
         inner = within or Stored(S8)

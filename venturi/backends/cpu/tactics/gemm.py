@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -101,7 +101,8 @@ def _guard(run: Any, spec: LinearSpec) -> Any:
 
 
 def aten_linear(spec: LinearSpec) -> Any:
-    weight, bias, epilogue = spec.weight.contiguous(), spec.bias, spec.epilogue
+    """On the weights as they lie, nothing copied."""
+    weight, bias, epilogue = spec.weight, spec.bias, spec.epilogue
     return lambda *args: epilogue.apply_(F.linear(args[0], weight, bias), args)
 
 
@@ -117,7 +118,7 @@ class AtenLinear:
     def bind(self, region: RegionView, config: Config) -> Kernel:
         spec = read_linear(region)
         assert isinstance(spec, LinearSpec)
-        return Kernel(aten_linear(spec))
+        return Kernel(aten_linear(replace(spec, weight=spec.weight.contiguous())))
 
 
 class AtenMatMul:

@@ -16,7 +16,7 @@ from venturi.backends.cpu.native.jit import host_jit
 from venturi.backends.cpu.native.kernel import NativeKernel, Shapes
 from venturi.backends.cpu.native.openmp import max_threads
 from venturi.backends.cpu.tactics.reference import Reference
-from venturi.backends.sdpa import plain_attention
+from venturi.backends.sdpa import packed_widths, plain_attention
 from venturi.ir.build import static_shape
 from venturi.ir.dtypes import DT
 
@@ -25,7 +25,8 @@ MASKS = {DT.FLOAT: FLOAT, DT.BFLOAT16: BF16, DT.BOOL: U8}
 
 
 class NativeAttention:
-    """Without causality; masks of fixed sizes. [batch, tokens, heads * dim] or [batch, heads, tokens, dim]."""
+    """Causal, or with masks of fixed sizes. [batch, tokens, heads * dim], all three in one tensor or each in its own,
+    or [batch, heads, tokens, dim]."""
 
     name = "native-attention"
 
@@ -36,14 +37,12 @@ class NativeAttention:
         refused = plain_attention(region)
         if refused:
             return refused
-        node, mask = region.node, _mask(region)
-        if region.attrs(node).get("is_causal"):
-            return "causal"
-        operands = list(node.inputs[:3])
+        node, mask = region.nodes[-1], _mask(region)
+        operands, sources = list(node.inputs[:3]), _sources(region)
         kinds = {v.dtype for v in (*operands, node.outputs[0]) if v is not None}
         if len(kinds) != 1 or not kinds <= set(OF_GRAPH) or (mask is not None and mask.dtype not in MASKS):
             return "not fp32 or bf16 throughout"
-        if len({id(v) for v in operands}) != 3 or any(region.is_constant(v) for v in operands):
+        if len({id(v) for v in operands}) != 3 or any(region.is_constant(v) for v in sources):
             return "queries, keys and values are not three inputs"
         sizes = [static_shape(v) for v in operands if v is not None]
         covers = None if mask is None else static_shape(mask)
@@ -56,14 +55,18 @@ class NativeAttention:
         isa, mask = host(), _mask(region)
         assert isinstance(isa, Isa)
         constant = None if mask is None or not region.is_constant(mask) else region.constant(mask).contiguous()
-        where = [region.position(v) or 0 for v in region.node.inputs[:3]]
+        where = [region.position(v) or 0 for v in _sources(region)]
+        widths = packed_widths(region)
         mask_at = None if mask is None or constant is not None else region.position(mask) or 0
 
         fixed = None if constant is None else tuple(constant.shape)
 
         def plan(shapes: Shapes) -> Routine | None:
             covers = fixed if mask_at is None else shapes[mask_at]
-            spec = _spec(isa, region, tuple(shapes[i] for i in where), covers)
+            found = [shapes[i] for i in where]
+            if widths:
+                found = [(*found[0][:-1], w) for w in widths]
+            spec = _spec(isa, region, tuple(found), covers)
             if isinstance(spec, str):
                 return None
             address = host_jit(isa).address(repr(spec), lambda: emit_attention(isa, spec))
@@ -78,12 +81,18 @@ class NativeAttention:
 
 
 def _mask(region: RegionView) -> ir.Value | None:
-    return region.node.inputs[3] if len(region.node.inputs) > 3 else None
+    operands = region.nodes[-1].inputs
+    return operands[3] if len(operands) > 3 else None
+
+
+def _sources(region: RegionView) -> list[ir.Value | None]:
+    """The inputs that queries, keys and values lie in."""
+    return [region.nodes[0].inputs[0]] * 3 if packed_widths(region) else list(region.nodes[-1].inputs[:3])
 
 
 def _spec(isa: Isa, region: RegionView, shapes: Shapes, mask: tuple[int, ...] | None) -> AttentionSpec | str:
     """For these shapes of queries, keys and values, and of the mask, if there is one; a text says why there is none."""
-    attrs, element = region.attrs(region.node), OF_GRAPH[region.outputs[0].dtype]  # type: ignore[index]
+    attrs, element = region.attrs(region.nodes[-1]), OF_GRAPH[region.outputs[0].dtype]  # type: ignore[index]
     q, k, v = shapes
     if len({len(q), len(k), len(v)}) != 1 or 0 in (*q, *k, *v) or not q[0] == k[0] == v[0]:
         return "empty, or sizes that do not fit each other"
@@ -109,6 +118,6 @@ def _spec(isa: Isa, region: RegionView, shapes: Shapes, mask: tuple[int, ...] | 
     spec = AttentionSpec(
         queries, keys, heads, kv_heads, dim, v_dim, 1 / math.sqrt(dim) if scale is None else float(scale), flat,
         -(-queries // (parts * rows)) * rows, rows, vectors, element, kind, bool(covers) and covers[0] > 1,
-        bool(covers) and covers[1] > 1,
+        bool(covers) and covers[1] > 1, bool(attrs.get("is_causal")), packed_widths(region) is not None,
     )  # fmt: skip
     return spec if spec.stack_bytes(isa) <= MOST_BYTES else "more keys than a cache holds"
