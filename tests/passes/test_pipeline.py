@@ -66,6 +66,7 @@ def test_every_pass_is_exercised_by_these_cases() -> None:
         "integers-as-numbers",
         "fuse-dynamic",
         "pack-attention",
+        "linear-on-rows",
     }
     assert missing <= elsewhere, "which have tests of their own"
 

@@ -165,3 +165,30 @@ assert torch.allclose(e(x), m(x), atol=1e-5)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+
+
+class Blocks(nn.Module):
+    """Nothing but what is generated; the input lies in another order than the kernels read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.same = nn.Conv2d(3, 16, 3, 2, 1), nn.Conv2d(16, 16, 3, 1, 1)
+        self.out = nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.stem(x))
+        return self.out(F.relu(self.same(x) + x).mean((2, 3)))
+
+
+def test_a_run_allocates_its_result_and_nothing_else() -> None:
+    from torch.profiler import ProfilerActivity, profile
+
+    x = torch.randn(2, 3, 20, 20)
+    engine = vt.build(Blocks().eval(), (x,), opt_level=0)
+    assert all(s.tactic.startswith("native-") or s.ops == ("Reshape",) for s in engine.plan.steps)
+    for _ in range(2):
+        engine(x)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        kept = [engine(x) for _ in range(3)]
+    made = [e.self_cpu_memory_usage for e in seen.events() if e.self_cpu_memory_usage > 0]
+    assert made == [kept[0].nbytes] * 3, "one result a run"

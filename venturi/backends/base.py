@@ -307,7 +307,7 @@ def masks_operands(region: RegionView) -> bool:
 
     By the standard's formula a NaN there spreads through 0 * NaN; kernels that skip masked blocks never read it.
     """
-    node = region.anchor
+    node = region.nodes[-1]
     if node.op_type != "Attention" or node.domain:
         return False
     attrs = region.attrs(node)

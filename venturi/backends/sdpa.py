@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from venturi.backends.base import Arguments, Config, Kernel, RegionView, Tactic
+from venturi.ir.build import dim
 from venturi.ops.attention import merge_heads, repeat_heads, split_heads
 
 T = torch.Tensor
@@ -19,7 +20,8 @@ def packed_widths(region: RegionView) -> list[int] | None:
     node = region.nodes[0]
     if region.kind != "attention" or node.op_type != "Split":
         return None
-    return [int(v.shape[-1]) for v in node.outputs if v.shape is not None]
+    widths = [dim(v, -1) for v in node.outputs]
+    return [w for w in widths if w is not None]
 
 
 def plain_attention(region: RegionView) -> str | None:

@@ -252,18 +252,19 @@ def _step(region: RegionView, choice: Choice, args: list[Any] | None, outputs: t
 
 
 def _flops(region: RegionView, args: list[Any] | None, outputs: tuple[Any, ...]) -> float:
-    """Work of the anchor at the tuned shapes; 0 when unknown."""
+    """Work of the first node that has some to speak of, at the tuned shapes; 0 when unknown."""
     seen = RealView(region) if region.kind == "quantized" else region
-    op = find_op(seen.anchor.domain, seen.anchor.op_type)
-    if op is None or op.flops is None or not outputs or args is None or not isinstance(outputs[0], torch.Tensor):
+    counted = ((n, find_op(n.domain, n.op_type)) for n in seen.nodes)
+    node, flops = next(((n, o.flops) for n, o in counted if o is not None and o.flops is not None), (None, None))
+    if node is None or flops is None or not outputs or args is None or not isinstance(outputs[0], torch.Tensor):
         return 0.0
     shapes = []
-    for v in seen.anchor.inputs:
+    for v in node.inputs:
         at = seen.position(v)
         x = None if at is None else args[at]
         shapes.append(list(x.shape) if isinstance(x, torch.Tensor | np.ndarray) else static_shape(v) or [])
     try:
-        return float(op.flops(shapes, [list(outputs[0].shape)], seen.attrs(seen.anchor)))
+        return float(flops(shapes, [list(outputs[0].shape)], seen.attrs(node)))
     except (IndexError, KeyError):
         return 0.0
 

@@ -43,15 +43,14 @@ class Segment:
     patches: tuple[Patch, ...]
     fresh: tuple[Fresh, ...]
     dead: tuple[int, ...]
+    copies: dict[Patch, T] = field(default_factory=dict)
 
     def run(self, env: list[Any]) -> None:
         """Read slots from `env`, do all calls, put what leaves into `env`."""
-        held = []
         for patch in self.patches:
             x = env[patch.slot]
             if not x.is_contiguous(memory_format=patch.layout):
-                x = x.contiguous(memory_format=patch.layout)
-                held.append(x)
+                x = self._copied(patch, x)
             self._set(patch.words, x)
         for result in self.fresh:
             out = result.routine.empty()
@@ -60,6 +59,13 @@ class Segment:
         self.job.run()
         for slot in self.dead:
             env[slot] = None
+
+    def _copied(self, patch: Patch, x: T) -> T:
+        """`x` as it must lie, in memory that the segment keeps for it."""
+        home = self.copies.get(patch)
+        if home is None or home.shape != x.shape:
+            home = self.copies[patch] = torch.empty(x.shape, dtype=x.dtype, memory_format=patch.layout)
+        return home.copy_(x)
 
     def _set(self, words: tuple[tuple[int, int], ...], x: T) -> None:
         address = x.data_ptr()
