@@ -24,6 +24,7 @@ from venturi.engine.config import BuildConfig, Profile
 from venturi.engine.in_place import PASSES, InPlace, Settled
 from venturi.engine.plan import Plan, Step, TensorSpec
 from venturi.engine.target import OfflineTarget, Target, open_target
+from venturi.engine.team import choose_threads
 from venturi.ir.build import static_shape, subgraphs
 from venturi.ir.dtypes import dtype_name
 from venturi.ir.region import is_region
@@ -93,6 +94,11 @@ def plan_model(
         timer = target.engine_timer([placed[v.name or ""] for v in model.graph.inputs])
         in_place = InPlace(model.graph, weights, target.backend, timer, cache, tuner.deadline, config.deterministic)
         in_place.settle(plan, PASSES[config.opt_level], progress)
+    executable = link(model.graph, plan.steps, plan.kernels, weights)
+    threads = None
+    if placed is not None and target.name == "cpu" and plan.complete:
+        args = [placed[v.name or ""] for v in model.graph.inputs]
+        threads = choose_threads(executable, args, plan.problems, cache, config.deterministic)
     try:
         cache.save()
     except OSError as exc:
@@ -107,8 +113,9 @@ def plan_model(
         {} if examples is None else {n: list(x.shape) for n, x in examples.items() if hasattr(x, "shape")},
         rewrites,
         {} if config.deterministic else _timings(pass_ms, (time.perf_counter() - start) * 1e3),
+        threads,
     )
-    return Built(model, made, weights, link(model.graph, plan.steps, plan.kernels, weights), target)
+    return Built(model, made, weights, executable, target)
 
 
 def _timings(pass_ms: float, planning_ms: float) -> dict[str, float]:
@@ -219,7 +226,7 @@ def _plan_steps(
                     outputs = result if isinstance(result, tuple) else (result,)
                     env.update(zip(node.outputs, outputs))
                 except (*OPERATOR_ERRORS, VenturiError) as exc:
-                    live = False
+                    live = plan.complete = False
                     logger.warning("random inputs fail at %s (%s): the rest is planned without timing", node.name, exc)
             plan.steps.append(_step(region, choice, args, outputs))
             plan.kernels.append(choice.kernel)

@@ -74,7 +74,7 @@ class Engine:
         return self._threads.streams
 
     def _new_context(self) -> RunContext:
-        return self._built.target.context(self._built.executable, self._threads.of_a_run())
+        return self._built.target.context(self._built.executable, self._threads.of_a_run(self.plan.threads))
 
     @property
     def inputs(self) -> list[TensorSpec]:

@@ -32,11 +32,15 @@ _GAIN, _HOPELESS = 0.999, 1.01
 
 @dataclass
 class Settled:
-    """Steps in the order of the graph's nodes with their kernels, and the problem each step solves ("" if none)."""
+    """Steps in the order of the graph's nodes with their kernels, and the problem each step solves ("" if none).
+
+    `complete`: the example inputs went through all of them.
+    """
 
     steps: list[Step]
     kernels: list[Kernel]
     problems: list[str]
+    complete: bool = True
 
 
 @dataclass

@@ -45,7 +45,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """`inputs`/`outputs` are the engine's interface; `steps` are in execution order, one per node of graph.onnx."""
+    """`inputs`/`outputs` are the engine's interface; `steps` are in execution order, one per node of graph.onnx.
+
+    `threads`: a run on the CPU takes at most so many; None: all.
+    """
 
     target: str
     precision: str
@@ -56,6 +59,7 @@ class Plan:
     tuned_shapes: dict[str, list[int]] = field(default_factory=dict)
     passes: dict[str, int] = field(default_factory=dict)
     timings_ms: dict[str, float] = field(default_factory=dict)
+    threads: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {"format": PLAN_FORMAT, **asdict(self)}
@@ -76,6 +80,7 @@ class Plan:
                 {str(k): [int(d) for d in v] for k, v in data["tuned_shapes"].items()},
                 {str(k): int(v) for k, v in data["passes"].items()},
                 {str(k): float(v) for k, v in data["timings_ms"].items()},
+                None if data.get("threads") is None else int(data["threads"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as exc:
             raise EngineError(f"the plan is damaged: {type(exc).__name__} {exc}") from exc

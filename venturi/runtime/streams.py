@@ -35,10 +35,10 @@ class Threads:
         assert not isinstance(count, str)
         return Threads(None if intra is None else min(intra, cores), 0 if count is None else min(count, cores))
 
-    def of_a_run(self) -> int:
-        """The most threads of one run."""
+    def of_a_run(self, planned: int | None = None) -> int:
+        """The most threads of one run, whose plan asks for `planned` at most."""
         share = num_physical_threads() // max(1, self.streams)
-        return share if self.intra is None else min(self.intra, share)
+        return max(1, min(n for n in (share, self.intra, planned) if n is not None))
 
 
 ALL_CORES = Threads()
