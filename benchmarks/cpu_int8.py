@@ -1,8 +1,8 @@
-"""Quantized models (Q/DQ) on the CPU: ours, onnxruntime and OpenVINO on the same files. `python -m benchmarks.cpu_int8`.
+"""Quantized models on the CPU: ours, onnxruntime and OpenVINO on the same files. `python -m benchmarks.cpu_int8`.
 
-The files are made here: onnxruntime's static quantization of the float models, bytes per tensor for activations, int8 per
-channel for weights, calibrated on one random input. Times say nothing of accuracy; results are compared with
-onnxruntime's.
+The files are made here: onnxruntime's static quantization of the float models (Q/DQ), bytes per tensor for activations,
+int8 per channel for weights, calibrated on one random input; for "dynamic" its dynamic quantization of products. Times
+say nothing of accuracy; results are compared with onnxruntime's.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from benchmarks.cpu_models import MODELS
 from benchmarks.report import save
 from venturi.frontends.torch_export import export
 
-ROWS = ("ResNet-50", "MobileNet-V2", "BERT-base-128")
+DYNAMIC = " dynamic"
+ROWS = ("ResNet-50", "MobileNet-V2", "BERT-base-128", "BERT-base-128" + DYNAMIC)
 
 
 def quantize(source: Path, target: Path, feeds: dict[str, Any], products_only: bool) -> None:
@@ -48,9 +49,10 @@ def quantize(source: Path, target: Path, feeds: dict[str, Any], products_only: b
 def run_model(name: str, batch: int) -> dict[str, Any]:
     """ms and interquartile range by engine, the correlation of our results with onnxruntime's, tactics."""
     import onnxruntime as ort
+    from onnxruntime.quantization import QuantType, quantize_dynamic
 
     torch.manual_seed(0)
-    make, example = MODELS[name]
+    make, example = MODELS[name.removesuffix(DYNAMIC)]
     module, inputs = make(), example(batch)
     arrays = [x.numpy() for x in inputs]
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
@@ -58,7 +60,11 @@ def run_model(name: str, batch: int) -> dict[str, Any]:
         ir.save(export(module, inputs, None), whole)
         names = [i.name for i in ort.InferenceSession(str(whole), providers=["CPUExecutionProvider"]).get_inputs()]
         feed = dict(zip(names, arrays))
-        quantize(whole, small, feed, products_only=name.startswith("BERT"))
+        if name.endswith(DYNAMIC):
+            products = ["MatMul", "Gemm"]
+            quantize_dynamic(whole, small, products, weight_type=QuantType.QInt8, per_channel=True)
+        else:
+            quantize(whole, small, feed, products_only=name.startswith("BERT"))
         engine = vt.build(str(small))
         session = ort.InferenceSession(str(small), providers=["CPUExecutionProvider"])
         calls: dict[str, Callable[[], Any]] = {
