@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -37,7 +38,8 @@ class AttentionBatch:
     sequence. positions, slots: [tokens] int64, place of a
     token in its text and in the flattened cache. max_query, max_keys: largest counts. num_decodes: leading sequences of
     one token each. `host` has
-    query_starts and seq_lens as lists (CPU only). `workspace` holds buffers of the decode kernels. `long_chunks` (CUDA
+    query_starts and seq_lens as lists (CPU only). `generated` (CPU only) takes what `rotated_attention` takes and gives
+    its result, or None where it does not know how. `workspace` holds buffers of the decode kernels. `long_chunks` (CUDA
     only) are not in the tiles of the prefill kernel.
     """
 
@@ -53,6 +55,7 @@ class AttentionBatch:
     host: tuple[list[int], list[int]] = ([], [])
     workspace: dict[str, Tensor] = field(default_factory=dict)
     long_chunks: list[LongChunks] = field(default_factory=list)
+    generated: Callable[..., Tensor | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,10 @@ def rotated_attention(
         from venturi.kernels.triton_kernels.attention import rotated_attention as on_device
 
         return on_device(q, k, v, angles, interleaved, k_cache, v_cache, batch, kind, sinks)
+    if batch.generated is not None:
+        out = batch.generated(q, k, v, angles, interleaved, k_cache, v_cache, batch, kind, sinks)
+        if out is not None:
+            return out
     q = rotate_and_write(q, k, v, angles, batch.positions, k_cache, v_cache, batch.slots, interleaved)
     return paged_attention(q, k_cache, v_cache, batch, kind, sinks)
 

@@ -1,4 +1,4 @@
-"""Linear layers on the CPU in bf16: weights blocked once for oneDNN, few rows padded to a tile of 16."""
+"""Linear layers on the CPU in bf16: weights packed once, for generated code or for oneDNN."""
 
 from __future__ import annotations
 
@@ -6,15 +6,38 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from venturi.backends.cpu.codegen.isa import Isa
 from venturi.kernels.quantize import ScaledRows
+from venturi.llm.cpu_code import multiplier
 from venturi.llm.layers.linear import Linear, PlainMethod
 from venturi.llm.models.decoder import Decoder
 
 TILE_ROWS = 16
 
 
+class GeneratedMethod:
+    """Keeps only the packed weight, unless the weight is shared with the embedding."""
+
+    name = "generated code, packed weight"
+    takes_fp8 = False
+
+    def __init__(self, isa: Isa, *, shared: bool) -> None:
+        self._isa, self._shared = isa, shared
+
+    def prepare(self, layer: Linear) -> None:
+        from venturi.backends.cpu.native.rows_linear import RowsLinear
+
+        self._linear = RowsLinear(self._isa, layer.weight.data, None if layer.bias is None else layer.bias.data)
+        if not self._shared:
+            layer.weight = nn.Parameter(torch.empty(0, dtype=layer.weight.dtype), requires_grad=False)
+
+    def apply(self, layer: Linear, x: Tensor | ScaledRows) -> Tensor:
+        assert isinstance(x, Tensor), "only given to methods that take it"
+        return self._linear(x)
+
+
 class PackedMethod:
-    """Keeps only the blocked weight, unless the weight is shared with the embedding."""
+    """oneDNN's: few rows are padded to a tile of 16. Keeps only the blocked weight, as GeneratedMethod does."""
 
     name = "oneDNN, blocked weight"
     takes_fp8 = False
@@ -43,10 +66,12 @@ def packs(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 def pack_for_cpu(model: Decoder, dtype: torch.dtype, device: torch.device) -> None:
-    """Choose PackedMethod for plain linear layers, before `Decoder.prepare`. Weights that layers read directly stay."""
-    if not packs(dtype, device):
+    """Choose a method for plain linear layers, before `Decoder.prepare`. Weights that layers read directly stay."""
+    isa = multiplier() if device.type == "cpu" and dtype == torch.bfloat16 else None
+    if isa is None and not packs(dtype, device):
         return
     for name, module in model.named_modules():
         plain = isinstance(module, Linear) and isinstance(module.method, PlainMethod)
         if plain and not name.endswith(("mlp.gate", "kv_b_proj")):
-            module.method = PackedMethod(shared=name == "lm_head" and model.spec.tied)
+            shared = name == "lm_head" and model.spec.tied
+            module.method = PackedMethod(shared=shared) if isa is None else GeneratedMethod(isa, shared=shared)

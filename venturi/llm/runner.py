@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from venturi.kernels.attention import AttentionBatch
+from venturi.llm.cpu_code import generated_attention
 from venturi.llm.kv.pool import KvPool
 from venturi.llm.models.decoder import Decoder
 from venturi.llm.request import TokenLogprobs
@@ -29,6 +30,7 @@ class TorchRunner:
 
     def __init__(self, model: Decoder, pool: KvPool, max_slots: int, max_seq_len: int) -> None:
         self.model, self.pool = model, pool
+        self._attention = generated_attention()
         self._builder = InputBuilder(max_slots, -(-max_seq_len // pool.block_tokens) + 1, pool.block_tokens)
 
     def prepare(self) -> None:
@@ -44,7 +46,9 @@ class TorchRunner:
         if not plan.chunks:
             return Finished(StepResult([]))
         inputs = self._builder.build(plan)
-        hidden = self.model(torch.from_numpy(inputs.tokens), attention_batch(inputs), self.pool.layers)
+        batch = attention_batch(inputs)
+        batch.generated = self._attention
+        hidden = self.model(torch.from_numpy(inputs.tokens), batch, self.pool.layers)
         answer = StepResult([], prompt_logprobs=prompt_logprobs(self.model, hidden, inputs, plan.chunks))
         if plan.draw_seqs:
             logits = self.model.logits(hidden[torch.from_numpy(inputs.sample_rows)])

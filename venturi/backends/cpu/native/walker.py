@@ -21,6 +21,7 @@ from venturi.backends.cpu.native.openmp import max_threads, openmp
 HEADER_WORDS = 16
 STEP_WORDS = 4
 THREADS, STEPS, ARRIVED = 0, 1, 8
+TASKS = 2
 SPINS = 4000
 
 
@@ -49,7 +50,7 @@ def walker_ir(isa: Isa) -> str:
     b.cbranch(b.icmp_signed("<", step, steps), work, done)
     b.position_at_end(work)
     record = b.add(b.mul(step, I64(STEP_WORDS)), I64(HEADER_WORDS))
-    tasks = b.load(word(b.add(record, I64(2))), typ=I64)
+    tasks = b.load(word(b.add(record, I64(TASKS))), typ=I64)
     begin = b.udiv(b.mul(tasks, thread), threads)
     end = b.udiv(b.mul(tasks, b.add(thread, I64(1))), threads)
     following = b.add(step, I64(1))
@@ -138,6 +139,10 @@ class Job:
     def words(self, step: int) -> Any:
         """The argument words of a step; assign to them to change them."""
         return self._arguments[step]
+
+    def set_tasks(self, step: int, tasks: int) -> None:
+        """How many tasks a step has from now on."""
+        self._block[HEADER_WORDS + step * STEP_WORDS + TASKS] = tasks
 
     def run(self) -> None:
         """Do all steps. The interpreter lock is released meanwhile."""
