@@ -55,8 +55,11 @@ conformance: $(STAMP) $(CASES)/.done  ## the ONNX conformance table beside onnxr
 zoo: $(STAMP)    ## build and check every architecture of the zoo
 	$(PY) -m benchmarks.zoo
 
-bench-cpu: $(STAMP)  ## the CPU latency table beside onnxruntime and, where installed, OpenVINO
-	$(PY) -m benchmarks.cpu
+bench-cpu: $(STAMP)  ## CPU latency, throughput, int8 and costs beside onnxruntime and, where installed, OpenVINO (40 min)
+	$(PY) -m benchmarks.cpu --batches 1,8
+	$(PY) -m benchmarks.cpu_streams
+	$(PY) -m benchmarks.cpu_int8
+	$(PY) -m benchmarks.cpu_costs
 
 bench-llm: $(STAMP)  ## language models on the CPU beside transformers
 	$(PY) -m benchmarks.llm.cpu

@@ -47,6 +47,7 @@ JSON_COMMANDS: dict[str, list[str]] = {
         "--json",
     ],
     "bench": ["bench", "m.vt", "--duration", "0.1", "--warm-up", "10", "--profile", "--json"],
+    "bench-streams": ["bench", "m.vt", "--duration", "0.1", "--warm-up", "10", "--streams", "auto", "--json"],
     "bench-onnx": [
         "bench",
         "m.onnx",
@@ -96,6 +97,7 @@ def test_json(name: str, folder: Path) -> None:
         "bench": lambda d: (
             d["runs"] >= 10 and d["min_ms"] <= d["median_ms"] <= d["max_ms"] and len(d["profile"]["layers"]) > 0
         ),
+        "bench-streams": lambda d: d["streams"] >= 1 and d["runs"] >= 10,
         "bench-onnx": lambda d: d["shapes"] == {"image": [3, 1, 8, 8]} and d["read_ms"] > 0 and d["compile_ms"] > 0,
         "run": lambda d: (
             d["passed"] and (folder / "in.npz").exists() and np.load(folder / "out.npz")["logits"].shape == (1, 10)
@@ -155,6 +157,9 @@ def test_reduce_finds_the_node(folder: Path) -> None:
         (["build", "m.onnx", "--device", "cuda"], "CUDA"),
         (["bench", "m.vt", "--shapes", "img:1x1x8x8"], "no input 'img'"),
         (["bench", "m.vt", "--shapes", "image:1xtwo"], "expected NAME:1x3x224x224"),
+        (["bench", "m.vt", "--streams", "0"], "streams must be a number from 1 on"),
+        (["bench", "m.vt", "--streams", "some"], "streams must be a number from 1 on"),
+        (["bench", "m.vt", "--intra-threads", "-2"], "intra_threads must be a number from 1 on"),
         (["run", "m.onnx", "--backends", "venturi,tensorflow"], "no backend 'tensorflow'"),
         (["inspect", "engine", "m.onnx"], "no engine file"),
         (["surgeon", "extract", "m.onnx", "-o", "x.onnx", "--outputs", "rely"], "Did you mean"),

@@ -341,7 +341,6 @@ def test_bad_sequences_are_refused(client) -> None:
         ("sequence_batching {} dynamic_batching {}", "another member of oneof"),
         ("sequence_batching { direct { minimum_slot_utilization: 2 } }", "must be in range"),
         ("sequence_batching { oldest {} }", "max_candidate_sequences"),
-        ("sequence_batching { iterative_sequence: true }", "not supported yet"),
         (
             'sequence_batching { control_input { name: "start" control { kind: CONTROL_SEQUENCE_START } } }',
             "two values",

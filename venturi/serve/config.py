@@ -174,8 +174,6 @@ def _validate_cache(config: ModelConfig) -> None:
 
 def _validate_sequences(config: ModelConfig) -> None:
     name, batching = config.name, config.sequence_batching
-    if batching.iterative_sequence:
-        raise invalid(f"model {name}: iterative sequences are not supported yet")
     if not 0 <= batching.direct.minimum_slot_utilization <= 1:
         raise invalid(f"sequence batching minimum_slot_utilization must be in range [0.0, 1.0] for {name}, "
                       f"got {batching.direct.minimum_slot_utilization}")  # fmt: skip

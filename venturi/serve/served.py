@@ -233,12 +233,19 @@ def _sequence_policy(config: ModelConfig, instances: int) -> Policy:
     idle = given.max_sequence_idle_microseconds
     if given.HasField("oldest"):
         oldest = given.oldest
-        rules = SequenceRules(config.name, 1, oldest.max_candidate_sequences * instances, idle)
+        slots = oldest.max_candidate_sequences * instances
+        rules = SequenceRules(config.name, 1, slots, idle, iterative=given.iterative_sequence)
         preferred = tuple(sorted(oldest.preferred_batch_size)) or (batch,)
         return OldestSequences(rules, BatchingRules(batch, preferred, oldest.max_queue_delay_microseconds))
     direct = given.direct
     rules = SequenceRules(
-        config.name, instances, batch, idle, direct.max_queue_delay_microseconds, direct.minimum_slot_utilization
+        config.name,
+        instances,
+        batch,
+        idle,
+        direct.max_queue_delay_microseconds,
+        direct.minimum_slot_utilization,
+        given.iterative_sequence,
     )
     return DirectSequences(rules)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,7 +11,14 @@ from venturi.serve.config import ModelConfig
 from venturi.serve.errors import ServeError
 from venturi.serve.request import InferRequest, InferResponse
 
-Answer = InferResponse | ServeError | None
+
+class Later(enum.Enum):
+    """RESCHEDULE: the request shall be run again, as the first of its sequence."""
+
+    RESCHEDULE = enum.auto()
+
+
+Answer = InferResponse | ServeError | Later | None
 
 
 class LoadedModel(Protocol):
@@ -24,7 +32,7 @@ class LoadedModel(Protocol):
     def execute(self, requests: list[InferRequest]) -> Sequence[Answer]:
         """Runs the requests as one batch and fills in their times; an exception fails all of them.
 
-        None for a request that is answered later, through its `finish`.
+        None for a request that is answered later, through its `finish`; RESCHEDULE for one that is to run again.
         """
 
     def inspect(self) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from venturi.serve.tensors import BYTES, DATATYPES, as_bytes, from_bytes, to_byt
 TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1
 TRITONSERVER_REQUEST_FLAG_SEQUENCE_START = 1
 TRITONSERVER_REQUEST_FLAG_SEQUENCE_END = 2
+TRITONSERVER_REQUEST_RELEASE_ALL = 1
+TRITONSERVER_REQUEST_RELEASE_RESCHEDULE = 2
 _NAMES = {dtype: name for name, dtype in DATATYPES.items()}
 _STRINGS = {f"TYPE_{'STRING' if n == BYTES else n}": d for n, d in DATATYPES.items()}
 
@@ -168,6 +170,7 @@ class InferenceRequest:
         self._parameters = parameters if isinstance(parameters, dict) else json.loads(parameters or "{}")
         self._sender: ResponseSender | None = None
         self._cancelled = threading.Event()
+        self._release = TRITONSERVER_REQUEST_RELEASE_ALL
 
     def inputs(self) -> list[Tensor]:
         return self._inputs
@@ -186,6 +189,13 @@ class InferenceRequest:
 
     def set_flags(self, flags: int) -> None:
         self._flags = flags
+
+    def set_release_flags(self, flags: int) -> None:
+        """RELEASE_RESCHEDULE: run this request again (iterative sequences); its entry in the answers must be None."""
+        if flags not in (TRITONSERVER_REQUEST_RELEASE_ALL, TRITONSERVER_REQUEST_RELEASE_RESCHEDULE):
+            known = "RELEASE_ALL (1) or RELEASE_RESCHEDULE (2)"
+            raise TritonModelException(f"release flags must be {known}, got {flags!r}")
+        self._release = flags
 
     def timeout(self) -> int:
         return self._timeout

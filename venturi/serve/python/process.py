@@ -16,7 +16,7 @@ from typing import Any
 
 from venturi.core.log import logger
 from venturi.serve.errors import ServeError, Status
-from venturi.serve.models.base import Answer
+from venturi.serve.models.base import Answer, Later
 from venturi.serve.python.calls import Submit, answer_call
 from venturi.serve.python.wire import Channel, Closed, Head, grouped
 from venturi.serve.request import InferRequest, InferResponse, Tensor
@@ -89,7 +89,7 @@ class Worker:
         for request in requests:
             request.times.output = request.times.end = answered
         counts = [0 if r is None else r["num_outputs"] for r in done["responses"]]
-        answers = [_answer(r, own) for r, own in zip(done["responses"], grouped(outputs, counts))]
+        answers = [_outcome(r, own) for r, own in zip(done["responses"], grouped(outputs, counts))]
         with self._lock:
             for key, answer in zip(keys, answers):
                 if answer is not None:
@@ -183,7 +183,12 @@ def _described(request: InferRequest, key: int) -> Mapping[str, Any]:
     }  # fmt: skip
 
 
-def _answer(head: Head | None, outputs: list[Tensor]) -> Answer:
+def _outcome(head: Head | None, outputs: list[Tensor]) -> Answer:
+    """Of a request in `execute`."""
+    return Later.RESCHEDULE if head is not None and head.get("again") else _answer(head, outputs)
+
+
+def _answer(head: Head | None, outputs: list[Tensor]) -> InferResponse | ServeError | None:
     if head is None:
         return None
     if "error" in head:

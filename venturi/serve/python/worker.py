@@ -100,28 +100,26 @@ class Worker:
         parts = grouped(tensors, [r["num_inputs"] for r in head["requests"]])
         requests = [self._request(given, own) for given, own in zip(head["requests"], parts)]
         try:
-            responses = self._model.execute(requests)
+            responses = _answers_of(requests, self._model.execute(requests))
         except BaseException:
             for request in requests:
                 request.get_response_sender()._is_over = True
             raise
         keys = [given["key"] for given in head["requests"]]
-        if responses is None:
-            return {"responses": [None] * len(requests)}, []
-        if not isinstance(responses, list | tuple) or len(responses) != len(requests):
-            got = len(responses) if isinstance(responses, list | tuple) else type(responses).__name__
-            raise pb_utils.TritonModelException(f"execute must return a list of {len(requests)} responses, got {got}")
         described: list[Head | None] = []
         outputs: list[Tensor] = []
         for key, request, response in zip(keys, requests, responses):
-            if response is None:
+            if _runs_again(request):
+                described.append({"again": True, "num_outputs": 0})
+            elif response is None:
                 described.append(None)
                 continue
             request.get_response_sender()._is_over = True
             self._open.pop(key, None)
-            one, own = _described(response)
-            described.append(one)
-            outputs += own
+            if response is not None:
+                one, own = _described(response)
+                described.append(one)
+                outputs += own
         return {"responses": described}, outputs
 
     def _request(self, given: Head, inputs: list[Tensor]) -> pb_utils.InferenceRequest:
@@ -166,6 +164,22 @@ class Worker:
             if head["final"]:
                 del self._calls[number]
                 return
+
+
+def _runs_again(request: pb_utils.InferenceRequest) -> bool:
+    return request._release == pb_utils.TRITONSERVER_REQUEST_RELEASE_RESCHEDULE
+
+
+def _answers_of(requests: list[pb_utils.InferenceRequest], responses: Any) -> list[Any]:
+    """What `execute` returned, an entry a request."""
+    if responses is None:
+        return [None] * len(requests)
+    if not isinstance(responses, list | tuple) or len(responses) != len(requests):
+        got = len(responses) if isinstance(responses, list | tuple) else type(responses).__name__
+        raise pb_utils.TritonModelException(f"execute must return a list of {len(requests)} responses, got {got}")
+    if any(_runs_again(q) and r is not None for q, r in zip(requests, responses)):
+        raise pb_utils.TritonModelException("a rescheduled request must have None among the responses")
+    return list(responses)
 
 
 def _described(response: pb_utils.InferenceResponse) -> tuple[Head, list[Tensor]]:

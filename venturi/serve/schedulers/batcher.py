@@ -44,6 +44,9 @@ class OneByOne:
     def cancel(self, request: InferRequest) -> list[InferRequest]:
         return [request] if self._line.cancel(request) else []
 
+    def again(self, request: InferRequest, now_ns: int) -> bool:
+        return False
+
     def done(self, requests: list[InferRequest], now_ns: int) -> None:
         """Nothing waits for it."""
 

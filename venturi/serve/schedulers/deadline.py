@@ -101,6 +101,9 @@ class DeadlineBatcher(DynamicBatcher):
         gathered, closed, _ = self._gather()
         return gathered, closed
 
+    def again(self, request: InferRequest, now_ns: int) -> bool:
+        return False
+
     def done(self, requests: list[InferRequest], now_ns: int) -> None:
         started = self._started.pop(requests[0], None)
         if started is not None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 from venturi.serve.errors import ServeError, Status, as_serve_error, unavailable
 from venturi.serve.instance import Instance
+from venturi.serve.models.base import Answer, Later
 from venturi.serve.request import InferRequest, InferResponse
 from venturi.serve.schedulers.alarm import ALARM
 from venturi.serve.schedulers.policy import Policy, Run
@@ -169,11 +170,13 @@ class Driver:
         """Whether the policy has more to do, now or at some time."""
         with self._lock:
             self._idle.append(instance)
-            self._policy.done(requests, time.perf_counter_ns())
             if isinstance(result, BaseException):
                 result = [as_serve_error(result)] * len(requests)
             assert isinstance(result, Sequence)
-            open_ = [(q, answer) for q, answer in zip(requests, result, strict=True) if self._waits(q)]
+            now = time.perf_counter_ns()
+            pairs = list(zip(requests, result, strict=True))
+            open_ = [(q, self._again(q, answer, now)) for q, answer in pairs if self._waits(q)]
+            self._policy.done(requests, now)
             fine = [q for q, answer in open_ if isinstance(answer, InferResponse)]
             if fine:
                 self._statistics.record_batch(fine)
@@ -183,6 +186,17 @@ class Driver:
             more = len(self._policy) > 0 or self._policy.next_deadline() is not None
         self._deliver()
         return more
+
+    def _again(self, request: InferRequest, answer: Answer, now: int) -> Result | None:
+        """Put a request that shall run again in line, unless nobody waits for it or the model may not ask for that."""
+        if not isinstance(answer, Later):
+            return answer
+        if request.is_cancelled:
+            return ServeError(Status.CANCELLED, "request cancelled")
+        if not self._policy.again(request, now):
+            return ServeError(Status.INTERNAL, "the model reschedules the request but is no iterative_sequence")
+        self._statistics.pending += 1
+        return None
 
     def _waits(self, request: InferRequest) -> bool:
         """Not answered yet, nor answered and held back for the order."""

@@ -43,6 +43,9 @@ class Policy(Protocol):
     def take(self, now_ns: int, instance: int) -> Run | Wait:
         """Called when the instance is free."""
 
+    def again(self, request: InferRequest, now_ns: int) -> bool:
+        """Put a request of the batch that `done` will hear of in line once more; False where that is not done."""
+
     def done(self, requests: list[InferRequest], now_ns: int) -> None:
         """A batch came back from its instance."""
 

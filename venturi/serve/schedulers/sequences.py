@@ -8,6 +8,7 @@ Semantics are those of Triton's sequence batcher.
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from venturi.serve.request import InferRequest, Tensor
 from venturi.serve.schedulers.batcher import BatchingRules, DynamicBatcher
 from venturi.serve.schedulers.policy import Run, Wait
 
+_FIRST_OWN_ID = 1 << 62
 EXPIRED = "timeout of the corresponding sequence has been expired"
 
 
@@ -25,6 +27,7 @@ class SequenceRules:
     """slots: sequences an instance serves at once. idle_us: a sequence that is silent for so long gives up its slot.
 
     delay_us, least_share: direct only; a batch with fewer ready rows than that share of `slots` waits for the delay.
+    iterative: the model may ask for a request to run again; a request without a correlation id is its own sequence.
     """
 
     model: str
@@ -33,6 +36,7 @@ class SequenceRules:
     idle_us: int = 1_000_000
     delay_us: int = 0
     least_share: float = 0.0
+    iterative: bool = False
 
 
 @dataclass(eq=False)
@@ -56,6 +60,7 @@ class SequenceLine:
 
     def __init__(self, rules: SequenceRules) -> None:
         self._rules = rules
+        self._own_ids = itertools.count(_FIRST_OWN_ID)
         self._live: dict[int | str, Sequence] = {}
         self._held: dict[tuple[int, int], Sequence] = {}
         self._backlog: deque[Sequence] = deque()
@@ -66,6 +71,9 @@ class SequenceLine:
         return sum(len(s.waiting) for s in self._all())
 
     def add(self, request: InferRequest, now_ns: int) -> None:
+        alone = self._rules.iterative and request.sequence in (0, "")
+        if alone:
+            request.sequence, request.sequence_start = next(self._own_ids), True
         self._check(request)
         if request.sequence_start:
             known = self._live.pop(request.sequence, None)
@@ -82,7 +90,7 @@ class SequenceLine:
         sequence.waiting.append((request, now_ns))
         sequence.last_ns = now_ns
         request.slot = sequence
-        if request.sequence_end:
+        if request.sequence_end or alone:
             sequence.is_over = True
             del self._live[request.sequence]
         self._head_changed(sequence, now_ns)
@@ -120,6 +128,15 @@ class SequenceLine:
         times = [s.last_ns + self._rules.idle_us * 1000 for s in self._held.values() if self._is_silent(s)]
         times += [t for s in self._backlog for t in _deadlines(s)]
         return min(times, default=None)
+
+    def again(self, request: InferRequest, now_ns: int) -> bool:
+        """It goes back to the head of its sequence, which it neither starts nor ends any more."""
+        if not self._rules.iterative:
+            return False
+        assert isinstance(request.slot, Sequence), "requests of a batch belong to a sequence"
+        request.sequence_start = request.sequence_end = False
+        request.slot.waiting.appendleft((request, now_ns))
+        return True
 
     def done(self, requests: list[InferRequest], now_ns: int) -> None:
         """These came back from an instance."""
