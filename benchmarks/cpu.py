@@ -18,7 +18,6 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from rich.table import Table
 
 import venturi as vt
 from benchmarks.cpu_models import MODELS
-from benchmarks.report import save
+from benchmarks.report import save, version_of
 from venturi.backends.cpu.codegen.emit import Emitter
 from venturi.backends.cpu.codegen.isa import host
 from venturi.backends.cpu.native.jit import host_jit
@@ -174,13 +173,6 @@ def show(rows: list[dict[str, Any]]) -> None:
             print(f"geometric mean of {ours} / {peer}: {found:.3f}")
 
 
-def _installed(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default=",".join(MODELS))
@@ -197,7 +189,7 @@ def main() -> None:
             print({k: rows[-1][k] for k in ("ms", "iqr_ms", "build_s", "peak_gflops")}, flush=True)
     show(rows)
     if not args.no_save:
-        save("cpu", rows, {p: _installed(p) for p in ("onnxruntime", "openvino", "transformers", "llvmlite")})
+        save("cpu", rows, {p: version_of(p) for p in ("onnxruntime", "openvino", "transformers", "llvmlite")})
 
 
 if __name__ == "__main__":

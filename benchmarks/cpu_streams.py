@@ -27,7 +27,7 @@ from rich.table import Table
 
 import venturi as vt
 from benchmarks.cpu_models import MODELS
-from benchmarks.report import save
+from benchmarks.report import save, version_of
 from venturi.frontends.torch_export import export
 
 ROUNDS, WINDOW_S, SETTLE_S = 7, 1.5, 0.2
@@ -142,16 +142,7 @@ def main() -> None:
             print(rows[-1], flush=True)
     show(rows)
     if not args.no_save:
-        save("cpu-streams", rows, {"openvino": _version("openvino")})
-
-
-def _version(package: str) -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
+        save("cpu-streams", rows, {"openvino": version_of("openvino")})
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -20,3 +21,10 @@ def save(name: str, data: Any, peers: dict[str, str] | None = None) -> Path:
     machine = {"cpu": cpu_name(), "threads": num_physical_threads(), "versions": versions() | (peers or {})}
     path.write_text(json.dumps({"date": date, "machine": machine, "source": source_hash(), "results": data}, indent=1))
     return path
+
+
+def version_of(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

@@ -124,3 +124,53 @@ def test_a_quota_counts_as_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert Threads.of(None, "auto") == Threads(None, 1)
     assert Threads().of_a_run() == 1
     assert vt.build(mlp(), opt_level=0)(x_of(2, 8)).shape == (2, 4)
+
+
+def test_a_pinned_thread_does_not_share_its_cores_out_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two streams on eight cores take four threads each, though a stream's thread sees four cores only."""
+    main = threading.main_thread()
+    seen = lambda: 8 if threading.current_thread() is main else 4  # noqa: E731
+    monkeypatch.setattr("venturi.runtime.streams.num_physical_threads", seen)
+    engine = vt.build(mlp(), opt_level=0, streams=2)
+    for future in [engine.submit({"x": x_of(1, 8)}) for _ in range(8)]:
+        future.result(timeout=30)
+    found = {context._threads for context in engine._of_streams.values()}  # type: ignore[attr-defined]
+    assert found == {4}
+    engine.close()
+
+
+def test_calls_that_meet_a_closing_engine_end() -> None:
+    """Each is answered or refused; none waits for ever."""
+    engine = vt.build(mlp(), opt_level=0, streams=2)
+    x, stop, outcomes = x_of(2, 8), threading.Event(), []
+
+    def call() -> None:
+        while not stop.is_set():
+            try:
+                outcomes.append(engine(x).shape == (2, 4))
+            except vt.RequestError as exc:
+                outcomes.append("was closed before" in str(exc))
+
+    callers = [threading.Thread(target=call) for _ in range(6)]
+    for caller in callers:
+        caller.start()
+    for _ in range(50):
+        engine.close()
+    stop.set()
+    for caller in callers:
+        caller.join(timeout=30)
+        assert not caller.is_alive()
+    assert outcomes
+    assert all(outcomes)
+    engine.close()
+
+
+def test_what_comes_after_the_end_is_refused() -> None:
+    from venturi.runtime.batching import Worker
+
+    worker = Worker(lambda _, inputs: dict(inputs), None)
+    worker.close()
+    with pytest.raises(vt.RequestError, match="was closed before the request ran"):
+        worker.call({"x": 1})
+    with pytest.raises(vt.RequestError, match="was closed before the request ran"):
+        worker.submit({"x": x_of(1)}).result(timeout=30)

@@ -39,6 +39,15 @@ def open_or_build(
     return engine, times
 
 
+def runs_on_cpu(path: Path, device: str) -> bool:
+    """Where an engine file was built for, or what `device` means for a model."""
+    from venturi.engine.artifact import open_artifact
+    from venturi.engine.target import resolve_device
+
+    found = open_artifact(path, verify=False).plan.target if path.suffix == ".vt" else resolve_device(device)
+    return found == "cpu"
+
+
 def random_inputs(engine: Any, shapes: dict[str, tuple[int, ...]], seed: int = 0) -> dict[str, Any]:
     """Inputs at the given shapes, else at the tuned ones, else 1 (first axis) or 32 for free dimensions."""
     import numpy as np
@@ -97,7 +106,8 @@ def bench(
 ) -> None:
     """Measure latency and throughput: 200 ms warm-up, at least 3 s and 10 runs.
 
-    With --streams two callers keep each stream busy: latency then holds the time of waiting for one.
+    With --streams two callers keep each stream busy: latency then holds the time of waiting for one. On a GPU a
+    stream is a caller with a context of its own.
     """
     from venturi.cli.build import profile_options
     from venturi.engine.benchmarking import measure
@@ -109,8 +119,10 @@ def bench(
         "profiles": profile_options(shapes, None, None, None),
     }
     wanted = None if streams == "none" else int(streams) if streams.isdigit() else streams
-    engine, times = open_or_build(model, quiet=as_json, intra_threads=intra_threads, streams=wanted, **options)
-    callers = CALLERS_A_STREAM * engine.streams or 1
+    gpu_callers = wanted if isinstance(wanted, int) and not runs_on_cpu(model, device) else 0
+    shared_out = None if gpu_callers else wanted
+    engine, times = open_or_build(model, quiet=as_json, intra_threads=intra_threads, streams=shared_out, **options)
+    callers = gpu_callers or CALLERS_A_STREAM * engine.streams or 1
     inputs = random_inputs(engine, parse_shapes(shapes)) if load is None else read_inputs(load)
     start = time.perf_counter()
     engine.run(inputs)
@@ -123,7 +135,7 @@ def bench(
         data = {
             "model": str(model),
             "device": engine.device,
-            "streams": engine.streams,
+            "streams": gpu_callers or engine.streams,
             "shapes": {n: list(x.shape) for n, x in inputs.items()},
             **times,
             **result.to_json(),

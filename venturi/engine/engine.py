@@ -55,6 +55,7 @@ class Engine:
         self._input_types = tuple((s, _logical(s), _storage(s)) for s in built.plan.inputs)
         self._lock = threading.Lock()
         self._threads = threads
+        self._run_threads = threads.of_a_run(built.plan.threads)  # not asked on a stream's thread, which is pinned
         self._worker: Worker | None = None
         self._of_streams: dict[int, RunContext] = {}
         self.batching: Batching | None = None
@@ -74,7 +75,7 @@ class Engine:
         return self._threads.streams
 
     def _new_context(self) -> RunContext:
-        return self._built.target.context(self._built.executable, self._threads.of_a_run(self.plan.threads))
+        return self._built.target.context(self._built.executable, self._run_threads)
 
     @property
     def inputs(self) -> list[TensorSpec]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -50,6 +51,7 @@ class Worker:
         self._run, self._start = run, start
         self._batching = batching
         self._queue: queue.Queue[_Request | None] = queue.Queue(batching.max_queue if batching else 1024)
+        self._closed = False
         self._threads = [
             threading.Thread(target=self._loop, args=(i,), name=f"venturi-submit-{i}", daemon=True)
             for i in range(threads)
@@ -67,20 +69,36 @@ class Worker:
             self._queue.put_nowait(request)
         except queue.Full:
             raise RequestError(f"the queue is full ({self._queue.maxsize} requests wait); try again later") from None
+        self._fail_late_ones()
         return request.future
 
     def call(self, inputs: Mapping[str, Any]) -> Outputs:
         """The outputs of a request that joins no other; waits for room in the queue."""
         request = _Request(inputs, -1, (), Future())
         self._queue.put(request)
+        self._fail_late_ones()
         return request.future.result()
 
     def close(self) -> None:
-        """Finish what is queued, then stop."""
+        """Finish what is queued, then stop. What comes meanwhile gets a RequestError."""
         for _ in self._threads:
             self._queue.put(None)
+        self._closed = True
+        self._fail_late_ones()
+
+    def _fail_late_ones(self) -> None:
+        """Once closed: those that were queued behind the end."""
+        if not self._closed or threading.current_thread() in self._threads:
+            return
         for thread in self._threads:
             thread.join()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                late = self._queue.get_nowait()
+                if late is not None and late.future.set_running_or_notify_cancel():
+                    late.future.set_exception(
+                        RequestError("the engine was closed before the request ran; send it again")
+                    )
 
     def _loop(self, number: int) -> None:
         self._start(number)

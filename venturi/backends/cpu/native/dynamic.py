@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -70,5 +69,4 @@ class DynamicMatrix:
                 jit.address(repr(spec), lambda: emit_matrix(self._isa, spec)), words, schedule.tasks(spec, pixels),
             ),
         )  # fmt: skip
-        scratch = dynamic.HEADER + math.prod((pixels, flat.channels))
-        return Routine(phases, tuple(shape), layouts[0], tuple(layouts), scratch)
+        return Routine(phases, tuple(shape), layouts[0], tuple(layouts), dynamic.HEADER + count)
