@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.backends.cpu.test_native_quantized import Model
-from tests.backends.cuda.test_quantized import optimized, quantized_regions
+from tests.backends.cuda.quantized_models import optimized, quantized_regions
 from tests.gpu.test_cuda_early import device  # noqa: F401
 from venturi.backends.base import disagreement, region_slack, region_ulps
 from venturi.backends.cuda.backend import cuda_backend, exact

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
-from onnx import TensorProto, helper
 
 from tests.backends.cpu.test_native_quantized import Model
 from tests.backends.cuda.interpreted import InterpretedDevice
+from tests.backends.cuda.quantized_models import BACKEND, optimized, quantized_regions
 from tests.backends.cuda.test_clusters import walk
 from venturi.backends.base import RegionView, disagreement, region_slack, region_ulps
 from venturi.backends.cpu.tactics.reference import Reference
-from venturi.backends.cuda.backend import cuda_backend
 from venturi.backends.cuda.device import OfflineDevice
 from venturi.backends.cuda.tactics.clusters import TritonPointwise
 from venturi.backends.cuda.tactics.conv import ImplicitGemmConv, PixelProduct
@@ -22,25 +19,7 @@ from venturi.backends.cuda.tactics.gemm import Gemm
 from venturi.backends.cuda.tactics.pool import WindowPool
 from venturi.backends.cuda.tactics.products import POINTERS, TMA, TMA_SPLIT, VECTOR
 from venturi.backends.cuda.tactics.stem import StemConv
-from venturi.engine.builder import pass_context, stored_weights
-from venturi.frontends.onnx_import import import_onnx
-from venturi.passes.pipeline import run_pipeline
-
-BACKEND = cuda_backend(OfflineDevice(90), torch.device("cpu"))
-
-
-def optimized(m, shape, output):
-    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)
-    out = helper.make_tensor_value_info(output, TensorProto.FLOAT, None)
-    graph = helper.make_graph(m.nodes, "g", [given], [out], m.weights)
-    model = import_onnx(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10))
-    run_pipeline(model, pass_context(SimpleNamespace(precision="model"), BACKEND))
-    return model
-
-
-def quantized_regions(model):
-    weights = stored_weights(model.graph)
-    return [r for r in (RegionView(n, weights) for n in model.graph) if r.kind == "quantized"]
+from venturi.engine.builder import stored_weights
 
 
 def run_with(m, tactic, shape, output, limit=3):

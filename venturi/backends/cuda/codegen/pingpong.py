@@ -7,17 +7,12 @@ one computes and stores an epilogue, another has the tensor cores: the scheme th
 Barriers tell phases apart by one bit only. A warpgroup may wait for an operand only when it is the next of the ring:
 `turns` lets them through their products one after the other.
 
-A thread holds two neighbouring columns of every eight of a tile of sums. Weights are stored in an order (`shuffled`)
-that makes these neighbours in the result, as many as one access moves: nothing passes through shared memory after the
-sums. See codegen/reader.py for steps of convolutions.
+See codegen/sums.py for the order in which weights are stored, codegen/reader.py for steps of convolutions.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
-import torch.nn.functional as F
 
 from venturi.backends.base import RegionView
 from venturi.backends.cuda.codegen.conv import ConvGeometry
@@ -27,10 +22,10 @@ from venturi.backends.cuda.codegen.expressions import rounded
 from venturi.backends.cuda.codegen.gemm import GROUPED_TILE
 from venturi.backends.cuda.codegen.module import HEADER, OVERLAP_HEADER, PRELUDE, described, indent, pointer_type
 from venturi.backends.cuda.codegen.reader import Box, Reader, conv_reader, product_reader
+from venturi.backends.cuda.codegen.sums import CONSUMER_REGISTERS, PRODUCER_REGISTERS, chunk_of, ordered, rows_layout
 from venturi.backends.cuda.codegen.tile import TileBody
 from venturi.backends.cuda.kernel import KernelSource
 from venturi.ir.dtypes import DT
-from venturi.ops.tensors import STORAGE
 
 WARPS = 4
 # Residuals of these types are loaded before the sums: registers are enough to keep them.
@@ -49,7 +44,6 @@ def _real_bytes(x):
 # Elements of a tile that leave registers for the columns of its epilogue during the sums.
 _SMALL = 64 * 128
 _MOST_ACROSS = 16
-_CONSUMER_REGISTERS, _PRODUCER_REGISTERS = {2: 240, 3: 160}, 24
 
 
 @dataclass(frozen=True)
@@ -84,7 +78,7 @@ def _source(
     operands = ["a", "b", "a_ring", "b_ring", "free", "there", "turns", *reader.sizes]
     results = ["c", *tile.arguments]
     constants = "BM: tl.constexpr, BN: tl.constexpr"
-    registers = _CONSUMER_REGISTERS[size.groups]
+    registers = CONSUMER_REGISTERS[size.groups]
     prelude = _BYTES_PRELUDE if any(v.dtype == DT.INT8 for v in tile.tiles) else ""
     everything = ", ".join([*operands, *results, "BM", "BN"])
     text = "\n".join([
@@ -114,7 +108,7 @@ def _source(
             "gl.warp_specialize([",
             *(f"    (_consume, ({everything}, {turn}))," for turn in range(size.groups)),
             f"    (_produce, ({', '.join(operands)}, BM, BN)),",
-            f"], {[*[WARPS] * (size.groups - 1), 1]}, {[*[registers] * (size.groups - 1), _PRODUCER_REGISTERS]})",
+            f"], {[*[WARPS] * (size.groups - 1), 1]}, {[*[registers] * (size.groups - 1), PRODUCER_REGISTERS]})",
         ]),
         "",
     ])  # fmt: skip
@@ -158,11 +152,10 @@ def _consume(tile: TileBody, element: Element, size: PingpongTile, reader: Reade
     """
     out_type = tile.output.dtype
     assert out_type is not None
-    chunk = _chunk(tile)
+    chunk = chunk_of(tile)
     wide = [v.dtype not in _EARLY for v in tile.tiles]
     early, late = ([i for i, w in enumerate(wide) if w is kind] for kind in (False, True))
     vectors, small = tile.load_vectors("n", "n < N"), size.rows * size.columns <= _SMALL
-    groups = [size.columns // (4 * chunk), chunk // 2]
     flat = (
         ""
         if len(reader.block) == 2
@@ -170,7 +163,7 @@ def _consume(tile: TileBody, element: Element, size: PingpongTile, reader: Reade
     )
     return [
         f"sums: gl.constexpr = {element.sums_layout(WARPS, size.columns)}",
-        f"rows: gl.constexpr = {_rows_layout(size, chunk)}",
+        f"rows: gl.constexpr = {rows_layout(size.rows, size.columns, chunk)}",
         f"tiles_m = {reader.tiles}",
         "tiles_n = tl.cdiv(N, BN)",
         f"steps = {reader.steps}",
@@ -201,8 +194,7 @@ def _consume(tile: TileBody, element: Element, size: PingpongTile, reader: Reade
         "    acc = warpgroup_mma_wait(0, deps=(acc,))",
         f"    mbarrier.arrive(free.index((count + {size.stages - 1}) % {size.stages}), count=1)",
         f"    count += {size.groups - 1} * steps",
-        f"    acc = gl.permute(gl.reshape(acc, [BM, {groups[0]}, {groups[1]}, 4, 2]), (0, 1, 3, 2, 4))",
-        "    acc = gl.convert_layout(gl.reshape(acc, [BM, BN]), rows)",
+        *indent(ordered(size.columns, chunk)),
         *indent([] if small else vectors),
         *(f"    t{i} = {_widened(f'early{i}', tile.tiles[i].dtype)}" for i in early),
         *(f"    t{i} = tl.load(tile{i} + at, mask=mask, other=0.0).to(tl.float32)" for i in late),
@@ -219,27 +211,3 @@ def _order(size: PingpongTile, reader: Reader) -> list[str]:
 
 def _widened(name: str, dtype: DT | None) -> str:
     return f"_real_bytes({name})" if dtype == DT.INT8 else f"{name}.to(tl.float32)"
-
-
-def _chunk(tile: TileBody) -> int:
-    """Neighbouring columns of a thread: 16 bytes of the result."""
-    assert tile.output.dtype is not None
-    return 16 // STORAGE[tile.output.dtype].itemsize
-
-
-def _rows_layout(size: PingpongTile, chunk: int) -> str:
-    """Where the sums are, in the result's order: registers, lanes and warps by the (row, column) they add."""
-    columns, rows = [1 << i for i in range(chunk.bit_length() - 1)], [8]
-    columns += [4 * chunk << i for i in range((size.columns // (4 * chunk)).bit_length() - 1)]
-    rows += [64 << i for i in range((size.rows // 64).bit_length() - 1)]
-    registers = [[0, c] for c in columns] + [[r, 0] for r in rows]
-    lanes = [[0, chunk], [0, 2 * chunk], [1, 0], [2, 0], [4, 0]]
-    return f"gl.DistributedLinearLayout({registers}, {lanes}, [[16, 0], [32, 0]], [], [BM, BN])"
-
-
-def shuffled(weight: torch.Tensor, tile: TileBody, size: PingpongTile) -> torch.Tensor:
-    """Weights [n, k] as the kernel reads them: [n padded to whole tiles, k], rows of every tile in another order."""
-    chunk = _chunk(tile)
-    padded = F.pad(weight, [0, 0, 0, -weight.shape[0] % size.columns])
-    tiles = padded.reshape(-1, size.columns // (4 * chunk), 4, chunk // 2, 2, weight.shape[1])
-    return tiles.permute(0, 1, 3, 2, 4, 5).reshape(padded.shape).contiguous()

@@ -68,21 +68,20 @@ def blocks_source(region: RegionView, g: StemGeometry, dtype: DT, arch: int, fil
     (s, t), width = g.source.strides, g.width
     padded = 1 << max(width - 1, 0).bit_length()
     lines = [
-        "b = tl.program_id(0) * BM + tl.arange(0, BM)",
+        "row = tl.program_id(0)",
+        "b = tl.program_id(1) * BM + tl.arange(0, BM)",
         f"e = tl.arange(0, {padded})",
         f"channel = e % {g.channels}",
         f"dx = (e // {g.channels}) % {t}",
-        f"dy = e // {g.channels * t}",
-        f"h = (((b // BQ) % BP) * {s} - {g.before[0]})[:, None] + dy[None, :]",
-        f"v = ((b % BQ) * {t} - {g.before[1]})[:, None] + dx[None, :]",
-        f"real = (e < {g.channels * s * t})[None, :] & (h >= 0) & (h < H) & (v >= 0) & (v < W)",
-        "inside = b < images * BP * BQ",
-        "where = (b // (BP * BQ)).to(tl.int64)[:, None] * stride_n + channel[None, :] * stride_c",
-        f"x = tl.load(a + where + h * stride_h + v * stride_w, mask=real & inside[:, None], other={fill})",
-        f"at = b.to(tl.int64)[:, None] * {width} + e[None, :]",
-        f"tl.store(c + at, x, mask=inside[:, None] & (e < {width})[None, :])",
+        f"h = (row % BP) * {s} - {g.before[0]} + e // {g.channels * t}",
+        f"v = (b * {t} - {g.before[1]})[:, None] + dx[None, :]",
+        "line = a + (row // BP).to(tl.int64) * stride_n + channel * stride_c + h * stride_h",
+        f"real = ((e < {g.channels * s * t}) & (h >= 0) & (h < H))[None, :] & (v >= 0) & (v < W)",
+        f"x = tl.load(line[None, :] + v * stride_w, mask=real, other={fill})",
+        f"at = row.to(tl.int64) * BQ * {width} + b[:, None] * {width} + e[None, :]",
+        f"tl.store(c + at, x, mask=(b < BQ)[:, None] & (e < {width})[None, :])",
     ]
-    sizes = ["images", "H", "W", "BP", "BQ", "stride_n", "stride_c", "stride_h", "stride_w"]
+    sizes = ["H", "W", "BP", "BQ", "stride_n", "stride_c", "stride_h", "stride_w"]
     text = module(region, "blocks", ["a", "c", *sizes, *constexprs("BM")], lines, arch)
     signature = (
         ("a", pointer_type(dtype)), ("c", pointer_type(dtype)), *((n, "i32") for n in sizes), ("BM", "constexpr"),

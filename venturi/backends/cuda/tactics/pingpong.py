@@ -9,8 +9,9 @@ import torch
 from venturi.backends.base import Config, Kernel, RegionView
 from venturi.backends.cuda.codegen.conv import ConvGeometry
 from venturi.backends.cuda.codegen.gemm import GemmConfig
-from venturi.backends.cuda.codegen.pingpong import WARPS, PingpongTile, conv_source, product_source, shuffled
+from venturi.backends.cuda.codegen.pingpong import WARPS, PingpongTile, conv_source, product_source
 from venturi.backends.cuda.codegen.reader import Box, best_box
+from venturi.backends.cuda.codegen.sums import shuffled
 from venturi.backends.cuda.device import KernelDevice, Launchable
 from venturi.backends.cuda.kernel import KernelSource
 from venturi.backends.cuda.tactics.conv import ConvFrame, Convolution, matched_convolution
@@ -49,7 +50,7 @@ class PingpongProduct:
 
     def weights(self, weight: T, p: Product, config: Config) -> T:
         c = GemmConfig(**config)
-        return shuffled(weight, p.tile, _tile(c))
+        return shuffled(weight, p.tile, _tile(c).columns)
 
     def launch(self, kernel: Launchable, config: Config, device: KernelDevice, o: Operands) -> None:
         c, (rows, _, k), n = GemmConfig(**config), o.sizes, o.out.shape[1]
@@ -85,7 +86,7 @@ class PingpongConv:
         conv, (size, box, _) = matched_convolution(region), read_pingpong(config)
         g, frame = conv.geometry, ConvFrame(region, conv, self._device)
         kernel = self._device.kernel(self.sources(region, config)[0])
-        weight = shuffled(conv.packed(region), conv.tile, size)
+        weight = shuffled(conv.packed(region), conv.tile, size.columns)
 
         def launch(x: T, out: T, tiles: list[T], sizes: list[int]) -> None:
             images, _, _, p, q = sizes

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from venturi.backends.base import Config, Kernel, RegionView
 from venturi.backends.cuda.codegen.element import HALF
 from venturi.backends.cuda.codegen.gemm import GemmConfig
-from venturi.backends.cuda.codegen.pingpong import conv_source, shuffled
+from venturi.backends.cuda.codegen.pingpong import conv_source
 from venturi.backends.cuda.codegen.stem import StemGeometry, block_rows, blocks_source, stem_source
+from venturi.backends.cuda.codegen.sums import shuffled
 from venturi.backends.cuda.device import KernelDevice, Launchable
 from venturi.backends.cuda.kernel import KernelSource
 from venturi.backends.cuda.tactics.candidates import product_candidates
@@ -102,7 +103,7 @@ class StemConv:
             work, locks = split_buffers(out, c.split, rows * n, count)
             product.launch((count, c.split), [packed, weight, out, *extra, work, locks, *pixels, n])
 
-        return _two_kernels(region, self._device, self.sources(region, config), launch)
+        return two_kernels(region, self._device, self.sources(region, config), launch)
 
 
 class StemPingpong:
@@ -152,11 +153,11 @@ class StemPingpong:
             sizes = [*pixels, stem.source.outputs]
             product.launch((min(count, self._device.num_sms),), [rows, weight, out, *extra, *sizes])
 
-        order = partial(shuffled, tile=conv.tile, size=size)
-        return _two_kernels(region, self._device, self.sources(region, config), launch, order)
+        order = partial(shuffled, tile=conv.tile, columns=size.columns)
+        return two_kernels(region, self._device, self.sources(region, config), launch, order)
 
 
-def _two_kernels(
+def two_kernels(
     region: RegionView,
     device: KernelDevice,
     sources: list[KernelSource],
@@ -180,7 +181,7 @@ def _two_kernels(
             return fallback(*args)
         bp, bq = p + stem.taps[0] - 1, q + stem.taps[1] - 1
         packed = torch.empty(images * bp * bq * stem.width, dtype=x.dtype, device=x.device)
-        blocks.launch((-(-images * bp * bq // size),), [x, packed, images, height, width, bp, bq, *x.stride()])
+        blocks.launch((images * bp, -(-bq // size)), [x, packed, height, width, bp, bq, *x.stride()])
         out = torch.empty((images, g.outputs, p, q), dtype=dtype, device=x.device, memory_format=NHWC)
         extra = [*operands.columns, *(nhwc(t) for t in operands.tiles(args))]
         launch(product, packed, weight, out, extra, (images, p, q))
