@@ -307,3 +307,70 @@ def test_slow_models_keep_their_thread(monkeypatch):
         reports.get(timeout=20)
     assert not instance.is_fast
     instance.close()
+
+
+class Counting(OneByOne):
+    """Counts the requests that go through the line."""
+
+    def __init__(self, line=None):
+        super().__init__(line)
+        self.added = 0
+
+    def add(self, request, now_ns):
+        self.added += 1
+        super().add(request, now_ns)
+
+
+def fast(model):
+    made = Instance("i", model)
+    made.is_fast = True
+    return made
+
+
+def test_a_request_that_meets_a_free_fast_instance_is_answered_before_submit_returns():
+    model, statistics, policy = Slow(), ModelStatistics(), Counting()
+    model.gate.set()
+    driver = Driver(policy, [fast(model)], statistics)
+    got = []
+    for i in range(3):
+        driver.submit(request(str(i)), got.append)
+        assert len(got) == i + 1
+    assert policy.added == 0
+    assert (statistics.executions, statistics.success.count, statistics.queue.count) == (3, 3, 3)
+    assert (statistics.pending, driver.num_open) == (0, 0)
+    model.fails = True
+    driver.submit(request("fails"), got.append)
+    assert isinstance(got[-1], ServeError)
+    assert "the model is broken" in got[-1].message
+    assert statistics.failures["BACKEND"] == 1
+
+
+def test_nobody_overtakes_a_request_that_waits():
+    """While one runs on the caller's thread, others line up; they are run in order when it is done."""
+    model, statistics, policy = Slow(), ModelStatistics(), Counting()
+    driver = Driver(policy, [fast(model)], statistics)
+    order: list[str] = []
+    first = threading.Thread(target=driver.submit, args=(request("0"), lambda _: order.append("0")))
+    first.start()
+    wait_for(lambda: driver.num_open == 1)
+    for name in ("1", "2"):
+        driver.submit(request(name), lambda _, n=name: order.append(n))
+    assert (policy.added, statistics.pending) == (2, 2)
+    model.gate.set()
+    first.join(20)
+    assert order == ["0", "1", "2"]
+    assert (statistics.pending, driver.num_open) == (0, 0)
+
+
+def test_a_batcher_with_a_delay_starts_nothing_at_once():
+    assert DynamicBatcher(BatchingRules(8)).starts_at_once
+    assert not DynamicBatcher(BatchingRules(8, (), 100)).starts_at_once
+    model, statistics = Slow(), ModelStatistics()
+    model.gate.set()
+    driver = Driver(DynamicBatcher(BatchingRules(8, (), 20_000)), [fast(model)], statistics)
+    got = []
+    for i in range(3):
+        driver.submit(request(str(i)), got.append)
+    assert not got
+    wait_for(lambda: len(got) == 3)
+    assert [len(b) for b in model.batches] == [3]

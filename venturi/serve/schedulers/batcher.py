@@ -28,6 +28,7 @@ class OneByOne:
 
     expired_message = "Request timeout expired"
     by_instance = False
+    starts_at_once = True
 
     def __init__(self, line: WaitingLine | None = None) -> None:
         self._line = WaitingLine() if line is None else line
@@ -65,6 +66,7 @@ class DynamicBatcher(OneByOne):
     def __init__(self, rules: BatchingRules, line: WaitingLine | None = None) -> None:
         super().__init__(line)
         self._rules = rules
+        self.starts_at_once = not rules.max_delay_us
 
     def take(self, now_ns: int, instance: int = 0) -> Run | Wait:
         gathered, closed, preferred = self._gather()

@@ -62,6 +62,7 @@ class DeadlineBatcher(DynamicBatcher):
 
     def __init__(self, max_batch: int, target_us: int, line: WaitingLine | None = None) -> None:
         super().__init__(BatchingRules(max_batch), line)
+        self.starts_at_once = False  # arrivals are what it learns from
         self._most, self._target_ns = max_batch, target_us * 1000
         self._table = LatencyTable()
         self._started: dict[InferRequest, tuple[int, int]] = {}

@@ -73,16 +73,20 @@ class Driver:
             try:
                 if len(self._answers) >= self._max_open:
                     raise unavailable(f"{request.label}Exceeds maximum queue size: {self._max_open} requests are open")
-                self._policy.add(request, now)
+                at_once = self._free_for_one()
+                if at_once is None:
+                    self._policy.add(request, now)
             except ServeError:
                 self._statistics.record_failure(request, "REJECTED")
                 raise
             self._answers[request] = done
             request.finish = self._finish_late
-            self._statistics.pending += 1
             if self._order is not None:
                 self._order.append(request)
-        self._pump()
+            if at_once is None:
+                self._statistics.pending += 1
+        if at_once is None or self._finish(at_once, [request], at_once.run_here([request])):
+            self._pump()
 
     def cancel(self, request: InferRequest) -> None:
         """A request that still waits is answered CANCELLED and never runs; one that runs is left alone."""
@@ -135,6 +139,12 @@ class Driver:
                     return
             else:
                 instance.run(decision.requests, self._finished)
+
+    def _free_for_one(self) -> Instance | None:
+        """Takes an idle instance that answers on this thread, where the request now arriving would run at once."""
+        if self._policy.starts_at_once and self._idle and self._idle[0].is_fast and not len(self._policy):
+            return self._idle.popleft()
+        return None
 
     def _decide(self, now: int) -> tuple[Instance, Run] | None:
         """A free instance and its batch; or an alarm for when there may be one."""

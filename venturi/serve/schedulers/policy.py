@@ -25,11 +25,13 @@ class Wait:
 class Policy(Protocol):
     """All times are nanoseconds of one monotonic clock, given by the caller.
 
-    expired_message: what expired requests are told. by_instance: `take` depends on the instance.
+    expired_message: what expired requests are told. by_instance: `take` depends on the instance. starts_at_once: a
+    request that finds nobody waiting and an instance free would be taken now, alone, so it need not be added.
     """
 
     expired_message: str
     by_instance: bool
+    starts_at_once: bool
 
     def add(self, request: InferRequest, now_ns: int) -> None:
         """Raises ServeError UNAVAILABLE when the queue is full."""

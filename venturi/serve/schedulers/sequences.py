@@ -57,6 +57,7 @@ class SequenceLine:
 
     expired_message = EXPIRED
     by_instance = True
+    starts_at_once = False
 
     def __init__(self, rules: SequenceRules) -> None:
         self._rules = rules
@@ -221,6 +222,7 @@ class OldestSequences(SequenceLine):
     """The first requests of all sequences with a slot, through a dynamic batcher."""
 
     by_instance = False
+    starts_at_once = False
 
     def __init__(self, rules: SequenceRules, batching: BatchingRules) -> None:
         super().__init__(rules)
