@@ -34,7 +34,7 @@ def repository(root: Path, name: str, precision: str) -> Path:
     make, example = MODELS[name]
     free = torch.export.Dim("batch", min=1, max=8)
     with torch.inference_mode():
-        engine = vt.build(make(), example=example(2), dynamic_shapes=({0: free},), precision=precision)
+        engine = vt.build(make(), example=example(2), dynamic_shapes=(({0: free},),), precision=precision)
     for model, config in (("batched", BATCHED), ("alone", ALONE)):
         folder = root / model / "1"
         folder.mkdir(parents=True)

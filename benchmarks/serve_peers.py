@@ -1,10 +1,11 @@
 """The server beside other Python model servers: an identity of 16 floats, one client, one machine, JSON for all.
 
-    python -m benchmarks.serve_peers --litserve VENV --bentoml VENV --mlserver VENV --ray VENV
+    python -m benchmarks.serve_peers --litserve VENV --bentoml VENV --mlserver VENV --ray VENV --torchserve VENV
 
 Each VENV has that server installed (`pip install litserve`, ...; they do not fit into one). A peer answers through its
 own protocol (MLServer's is KServe v2, as ours), as its documentation shows it, with one worker, without batching. Rounds
-go around all servers, so that a slow moment of the machine meets all of them.
+go around all servers, so that a slow moment of the machine meets all of them. TorchServe also needs Java; its log, a few
+lines a request by default, is off.
 """
 
 from __future__ import annotations
@@ -115,6 +116,36 @@ time.sleep(3600)
 """},
         ["{python}", "app.py"], "/", PLAIN,
     ),
+    "torchserve": Peer(
+        {"handler.py": """
+def handle(data, context):
+    return None if data is None else [{"y": row["body"]["x"]} for row in data]
+""",
+         "config.properties": """
+inference_address=http://127.0.0.1:{port}
+management_address=http://127.0.0.1:{management}
+metrics_address=http://127.0.0.1:{metrics}
+grpc_inference_port={grpc}
+grpc_management_port={grpc2}
+default_workers_per_model=1
+disable_token_authorization=true
+""",
+         "log.xml": """<Configuration><Appenders><Console name="c"/></Appenders>
+<Loggers><Root level="error"><AppenderRef ref="c"/></Root></Loggers></Configuration>""",
+         "app.py": """
+import os
+import subprocess
+import sys
+
+there = os.path.dirname(sys.executable)
+subprocess.run([there + "/torch-model-archiver", "--model-name", "identity", "--version", "1", "--handler",
+                "handler.py", "--export-path", "."], check=True)
+os.environ["PATH"] = there + ":" + os.environ["PATH"]
+os.execv(there + "/torchserve", ["torchserve", "--start", "--foreground", "--model-store", ".", "--models",
+         "identity.mar", "--ts-config", "config.properties", "--log-config", "log.xml", "--disable-token-auth"])
+"""},
+        ["{python}", "app.py"], "/predictions/identity", PLAIN,
+    ),
 }  # fmt: skip
 
 
@@ -133,10 +164,11 @@ def request_bytes(path: str, body: dict[str, Any]) -> bytes:
 
 
 def start(peer: Peer, python: str, folder: Path) -> tuple[subprocess.Popen[bytes], int]:
-    port, grpc, metrics = free_ports(3)
+    names = ("port", "grpc", "metrics", "grpc2", "management")
+    ports = dict(zip(names, free_ports(len(names))))
 
     def filled(text: str) -> str:
-        for name, value in {"port": port, "grpc": grpc, "metrics": metrics, "python": python}.items():
+        for name, value in {**ports, "python": python}.items():
             text = text.replace("{" + name + "}", str(value))
         return text
 
@@ -148,7 +180,7 @@ def start(peer: Peer, python: str, folder: Path) -> tuple[subprocess.Popen[bytes
     process = subprocess.Popen(
         [filled(c) for c in peer.command], cwd=folder, stdout=log, stderr=log, env=environment, start_new_session=True
     )
-    return process, port
+    return process, ports["port"]
 
 
 def wait_until_right(port: int, path: str, body: dict[str, Any], log: Path, seconds: float = 90) -> None:

@@ -42,6 +42,7 @@ def test_run_json_of_several_prompts(tmp_path: Path) -> None:
         ["throughput", DEMO, "--isl", "20", "--osl", "6", "--requests", "5", "--shared-prefix", "10"],
         ["latency", DEMO, "--isl", "20", "--osl", "6"],
         ["serve", DEMO, "--isl", "20", "--osl", "4", "--requests", "4", "--rate", "50"],
+        ["throughput", DEMO, "--lengths", "sharegpt", "--isl", "20", "--osl", "6", "--requests", "5"],
     ],
 )
 def test_bench(arguments: list[str]) -> None:
@@ -50,6 +51,7 @@ def test_bench(arguments: list[str]) -> None:
     figures = json.loads(done.stdout)
     assert figures["output_tokens_per_s"] > 0
     assert figures["ms"]["ttft"]["p50"] <= figures["ms"]["e2e"]["p99"]
+    assert 0 < figures["roofline_percent"] < 100
 
 
 def test_explain_shows_the_memory_plan() -> None:
@@ -60,7 +62,7 @@ def test_explain_shows_the_memory_plan() -> None:
 
 
 def test_every_command_shows_an_example() -> None:
-    for command in (["run"], ["chat"], ["explain"], ["bench", "throughput"], ["bench", "latency"], ["bench", "serve"]):
+    for command in (["run"], ["chat"], ["explain"], ["save"], ["bench", "throughput"], ["bench", "latency"], ["bench", "serve"]):
         done = run(app, ["llm", *command, "--help"])
         assert "Example:" in done.output
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from venturi.cli.output import console, emit_json, errors, table
-from venturi.core.errors import RequestError
+from venturi.core.errors import ModelError, RequestError
 
 if TYPE_CHECKING:
     from venturi.llm.api import LLM
-    from venturi.llm.outputs import RequestOutput
     from venturi.llm.sampling_params import SamplingParams
 
 app = typer.Typer(no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -32,6 +30,9 @@ Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
 TopP = Annotated[float, typer.Option(help="Probability mass to draw from.")]
 TopK = Annotated[int, typer.Option(help="Likeliest tokens to draw from; 0: all.")]
 Seed = Annotated[int | None, typer.Option(help="For repeatable answers.")]
+Isl = Annotated[int | None, typer.Option(help="Input tokens of a request (128), or their mean.")]
+Osl = Annotated[int | None, typer.Option(help="Output tokens of a request (128), or their mean.")]
+Lengths = Annotated[str, typer.Option(help="fixed, or sharegpt: drawn as conversations have them.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 
 
@@ -105,11 +106,38 @@ def explain(
         console.print(llm.explain(), highlight=False)
 
 
-@bench_app.command("throughput", epilog="Example: venturi llm bench throughput MODEL --requests 64 --isl 128 --osl 64")
+@app.command("save", epilog="Example: venturi llm save path/to/model model-fp8 --quant fp8")
+def save(
+    model: Model,
+    out: Annotated[Path, typer.Argument(help="A new folder.")],
+    dtype: Dtype = "auto",
+    quant: Quant = None,
+    dummy: Dummy = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a folder that loads without converting again: weights joined and quantized, config, tokenizer."""
+    from venturi.llm.loader import outline_model
+
+    source = Path(model)
+    if not source.is_dir():
+        raise ModelError(f"no folder {model!r}; expected a Hugging Face model folder (nothing is downloaded)")
+    with errors.status(f"saving {model}", spinner="dots") as status:
+        outline = outline_model(source, dtype=dtype, quant=quant)
+        size = outline.save(
+            out, "dummy" if dummy else "auto", lambda done, total: status.update(f"loading shard {done}/{total}")
+        )
+    if as_json:
+        emit_json({"folder": str(out), "bytes": size, "quant": outline.quant})
+        return
+    console.print(f"{out}: {size / 2**20:,.1f} MiB of weights", highlight=False)
+
+
+@bench_app.command("throughput", epilog="Example: venturi llm bench throughput MODEL --requests 64 --lengths sharegpt")
 def throughput(
     model: Model,
-    isl: Annotated[int, typer.Option(help="Input tokens of a request.")] = 128,
-    osl: Annotated[int, typer.Option(help="Output tokens of a request.")] = 128,
+    isl: Isl = None,
+    osl: Osl = None,
+    lengths: Lengths = "fixed",
     requests: Annotated[int, typer.Option(help="Requests, all at once.")] = 100,
     shared_prefix: Annotated[int, typer.Option(help="Leading tokens that all prompts share.")] = 0,
     device: Device = "auto",
@@ -118,9 +146,11 @@ def throughput(
     dummy: Dummy = False,
     as_json: AsJson = False,
 ) -> None:
-    """Random prompts of one length at infinite rate: tokens per second, and latencies of requests."""
+    """Random prompts, all at once: tokens per second, and latencies of requests."""
+    from venturi.llm.workloads import measure, workload
+
     with _load(model, device, dtype, quant, dummy=dummy, max_seq_len=None) as llm:
-        _report(_measure(llm, isl, osl, requests, shared_prefix, rate=None), as_json)
+        _report(measure(llm, workload(lengths, isl, osl, requests, shared_prefix, llm.loaded.max_seq_len)), as_json)
 
 
 @bench_app.command("latency", epilog="Example: venturi llm bench latency MODEL --batch 1 --isl 128 --osl 64")
@@ -136,17 +166,20 @@ def latency(
     as_json: AsJson = False,
 ) -> None:
     """A fixed batch of random prompts: time to the first token, and between tokens."""
+    from venturi.llm.workloads import measure, workload
+
     with _load(model, device, dtype, quant, dummy=dummy, max_seq_len=None) as llm:
-        _measure(llm, isl, min(osl, 8), batch, 0, rate=None)
-        _report(_measure(llm, isl, osl, batch, 0, rate=None), as_json)
+        measure(llm, workload("fixed", isl, min(osl, 8), batch, 0, llm.loaded.max_seq_len))
+        _report(measure(llm, workload("fixed", isl, osl, batch, 0, llm.loaded.max_seq_len)), as_json)
 
 
 @bench_app.command("serve", epilog="Example: venturi llm bench serve MODEL --rate 4 --requests 40")
 def serve(
     model: Model,
     rate: Annotated[float, typer.Option(help="Requests per second, Poisson arrivals.")] = 4.0,
-    isl: Annotated[int, typer.Option(help="Input tokens of a request.")] = 128,
-    osl: Annotated[int, typer.Option(help="Output tokens of a request.")] = 64,
+    isl: Isl = None,
+    osl: Osl = None,
+    lengths: Lengths = "fixed",
     requests: Annotated[int, typer.Option(help="Requests.")] = 40,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -155,8 +188,10 @@ def serve(
     as_json: AsJson = False,
 ) -> None:
     """Requests arriving at random times, in process: latencies under load."""
+    from venturi.llm.workloads import measure, workload
+
     with _load(model, device, dtype, quant, dummy=dummy, max_seq_len=None) as llm:
-        _report(_measure(llm, isl, osl, requests, 0, rate=rate), as_json)
+        _report(measure(llm, workload(lengths, isl, osl, requests, 0, llm.loaded.max_seq_len), rate=rate), as_json)
 
 
 def _load(model: str, device: str, dtype: str, quant: str | None, *, dummy: bool, max_seq_len: int | None) -> LLM:
@@ -221,49 +256,6 @@ def _as_dict(output: Any) -> dict[str, Any]:
         "prompt": output.prompt, "text": one.text, "token_ids": one.token_ids, "finish_reason": one.finish_reason,
         "cached_tokens": output.num_cached_tokens,
     }  # fmt: skip
-
-
-def _measure(llm: LLM, isl: int, osl: int, requests: int, shared: int, rate: float | None) -> dict[str, Any]:
-    """Run random prompts; figures by the usual definitions (docs/llm.md)."""
-    import random
-
-    from venturi.llm.sampling_params import SamplingParams
-
-    rng, vocab = random.Random(0), llm.loaded.model.spec.vocab_size
-    prefix = [rng.randrange(vocab) for _ in range(min(shared, isl))]
-    prompts = [prefix + [rng.randrange(vocab) for _ in range(isl - len(prefix))] for _ in range(requests)]
-    params = SamplingParams(temperature=0, max_tokens=osl, ignore_eos=True)
-    llm.clear_prefix_cache()
-    start, sent = time.monotonic(), list[float]()
-    outputs: list[RequestOutput] = []
-    for prompt in prompts:
-        if rate is not None and outputs:
-            time.sleep(rng.expovariate(rate))
-        sent.append(time.monotonic())
-        outputs.append(llm.generate_async(prompt, params))
-    for output in outputs:
-        output.result()
-    wall = time.monotonic() - start
-    first = [o.token_times[0] - s for o, s in zip(outputs, sent)]
-    whole = [o.token_times[-1] - s for o, s in zip(outputs, sent)]
-    gaps = [b - a for o in outputs for a, b in zip(o.token_times, o.token_times[1:])]
-    per_token = [(e - f) / max(1, osl - 1) for e, f in zip(whole, first)]
-    return {
-        "requests": requests, "input_tokens": isl, "output_tokens": osl, "wall_s": wall,
-        "requests_per_s": requests / wall, "output_tokens_per_s": requests * osl / wall,
-        "total_tokens_per_s": requests * (isl + osl) / wall,
-        "tokens_per_s_per_user": 1 / _quantile(per_token, 0.5) if osl > 1 else None,
-        "cached_prompt_tokens": sum(o.num_cached_tokens for o in outputs),
-        "ms": {
-            name: {f"p{int(100 * q)}": 1e3 * _quantile(values, q) for q in (0.5, 0.9, 0.99)}
-            for name, values in (("ttft", first), ("tpot", per_token), ("itl", gaps or [0.0]), ("e2e", whole))
-        },
-    }  # fmt: skip
-
-
-def _quantile(values: list[float], q: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(q * len(ordered)))]
 
 
 def _report(figures: dict[str, Any], as_json: bool) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -29,6 +30,7 @@ from venturi.llm.request import Request
 from venturi.llm.requests import RequestFactory
 from venturi.llm.runner import TorchRunner
 from venturi.llm.sampling_params import SamplingParams
+from venturi.llm.saved import TUNED
 from venturi.llm.scheduler.plan import StepRunner
 from venturi.llm.scheduler.scheduler import Scheduler
 from venturi.llm.tokenizer import TextTokenizer
@@ -39,7 +41,7 @@ class LLM:
     """A language model that answers many requests at once.
 
     Args:
-        model: a Hugging Face folder (config.json, *.safetensors, tokenizer.json).
+        model: a Hugging Face folder (config.json, *.safetensors, tokenizer.json), or one that `save` wrote.
         tokenizer: another folder's tokenizer; None: the model's. skip_tokenizer_init: prompts are token ids only.
         dtype: "auto" (the config's), "fp32", "fp16", "bf16". load_format: "auto", or "dummy" for random weights.
         device: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1".
@@ -67,13 +69,17 @@ class LLM:
         self.device = _resolve_device(device)
         self.kv_config, self.scheduler_config = kv_cache or KvCacheConfig(), scheduler or SchedulerConfig()
         self.tokenizer = None if skip_tokenizer_init else _tokenizer(tokenizer, folder)
-        outline = outline_model(folder, dtype=dtype, max_seq_len=max_seq_len, overrides=model_kwargs, quant=quant)
+        self._outline = partial(
+            outline_model, folder, dtype=dtype, max_seq_len=max_seq_len, overrides=model_kwargs, quant=quant
+        )
+        outline = self._outline()
         cache_dtype = CACHE_DTYPES.get(self.kv_config.dtype, outline.dtype)
         spec = outline.model.spec
         self.memory_plan: MemoryPlan = plan_memory(
             spec, weight_bytes(outline, self.device), outline.dtype, cache_dtype, self.kv_config,
             self.scheduler_config, outline.max_seq_len, self.device,
         )  # fmt: skip
+        self._folder, self._load_format = folder, load_format
         self.loaded = outline.fill(self.device, load_format, progress)
         plan = self.memory_plan
         pool = KvPool(spec, plan.num_blocks, plan.block_tokens, cache_dtype, self.device, plan.host_blocks)
@@ -171,6 +177,15 @@ class LLM:
         """Which kernel computes what and why, and the memory plan, as text."""
         return explain(self)
 
+    def save(self, folder: str | Path) -> None:
+        """Write a model folder that loads without converting again: weights joined and quantized as they are used,
+        config, tokenizer and, on CUDA, the kernels chosen so far. `LLM(folder)` reads it, on any device.
+
+        The original is read and quantized again, in host memory. Raises RequestError unless `folder` is new or empty,
+        ModelError when the original is gone or `folder` cannot be written.
+        """
+        self._outline().save(Path(folder), self._load_format, choices=getattr(self.runner, "choices", None))
+
     def check_integrity(self) -> None:
         """Raise InternalError unless every cache block is accounted for."""
         self._thread.call(self._scheduler.check_integrity)
@@ -202,7 +217,8 @@ class LLM:
             return TorchRunner(model, pool, slots, length)
         from venturi.llm.cuda_runner import CudaRunner
 
-        return CudaRunner(model, pool, slots, length, graphs, self.scheduler_config.max_num_tokens)
+        tokens, shipped = self.scheduler_config.max_num_tokens, self._folder / TUNED
+        return CudaRunner(model, pool, slots, length, graphs, tokens, shipped)
 
 
 def _resolve_device(name: str) -> torch.device:

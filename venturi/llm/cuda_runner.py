@@ -7,6 +7,7 @@ the one before it are known on the host. Inputs travel in one pinned buffer; tok
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -50,11 +51,13 @@ class CudaRunner:
 
     Args:
         max_slots: sequences at once. graphs: which decode steps are captured. max_tokens: tokens of the largest step.
+        shipped: a folder with choices of kernels that came with the model.
     """
 
     def __init__(
-        self, model: Decoder, pool: KvPool, max_slots: int, max_seq_len: int, graphs: CudaGraphConfig, max_tokens: int
-    ) -> None:
+        self, model: Decoder, pool: KvPool, max_slots: int, max_seq_len: int, graphs: CudaGraphConfig, max_tokens: int,
+        shipped: Path | None = None,
+    ) -> None:  # fmt: skip
         self.model, self.pool, self.device = model, pool, pool.device
         max_blocks = -(-max_seq_len // pool.block_tokens) + 1
         self._builder = InputBuilder(max_slots, max_blocks, pool.block_tokens)
@@ -67,7 +70,12 @@ class CudaRunner:
         self._stream = torch.cuda.Stream(self.device)
         self._tile = prefill_config(max(layer.attention.cache_k_dim for layer in model.spec.layers)).queries
         self.long_refusal = long_chunks.refusal(model.spec, model.embed_tokens.weight.dtype, self.device)
-        self._graphs = DecodeGraphs(model, pool, self.tables, self.last_tokens, graphs, max_slots, max_seq_len)
+        self._graphs = DecodeGraphs(model, pool, self.tables, self.last_tokens, graphs, max_slots, max_seq_len, shipped)
+
+    @property
+    def choices(self) -> Path:
+        """The user's file of kernels chosen for linear layers; there may be none yet."""
+        return self._graphs.choices
 
     def describe_graphs(self) -> str:
         return self._graphs.describe()

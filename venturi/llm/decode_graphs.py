@@ -9,6 +9,7 @@ import gc
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ class DecodeGraphs:
 
     def __init__(
         self, model: Decoder, pool: KvPool, tables: Tensor, last_tokens: Tensor, config: CudaGraphConfig,
-        max_slots: int, max_seq_len: int,
+        max_slots: int, max_seq_len: int, shipped: Path | None = None,
     ) -> None:  # fmt: skip
         self._model, self._pool, self._tables, self._last_tokens = model, pool, tables, last_tokens
         self._spare_slot, self._max_seq_len = max_slots, max_seq_len
@@ -68,11 +69,16 @@ class DecodeGraphs:
         self._padding = config.enable_padding
         self._captured: dict[int, Captured] = {}
         self._memory: Any = None
-        self._tuner = LinearTuner(pool.device)
+        self._tuner = LinearTuner(pool.device, shipped)
         self._argmax = ArgmaxState.make(max([1, *self._sizes]), pool.device)
         self._refusal = refusal(model)
         self._weight = model.embed_tokens.weight
         self._scale = float(torch.tensor(model.spec.embedding_scale, dtype=self._weight.dtype))
+
+    @property
+    def choices(self) -> Path:
+        """The user's file of chosen kernels; there may be none yet."""
+        return self._tuner.path
 
     def covers(self, rows: int) -> bool:
         """Whether a decode step of that many sequences runs as a graph."""

@@ -46,17 +46,19 @@ _KINDS: dict[str, type[SmallLinearConfig] | type[StreamLinearConfig]] = {
 
 
 class LinearTuner:
-    """Chooses and applies (it is a FusedLinear). Choices are read from and written to the user's cache."""
+    """Chooses and applies (it is a FusedLinear). Choices are read from and written to the user's cache.
 
-    def __init__(self, device: torch.device) -> None:
+    `shipped`: a folder with choices that came with a model; the user's own go before them.
+    """
+
+    def __init__(self, device: torch.device, shipped: Path | None = None) -> None:
         self._device = device
         self.tickets = torch.zeros(1 << 14, dtype=torch.int32, device=device)
         self._choices: dict[str, Choice] = {}
         self._finalists: dict[str, list[Choice]] = {}
         self.times_us: dict[str, dict[str, float]] = {}
-        self._path = _cache_path(device)
-        if self._path.is_file():
-            self._choices = {k: _decoded(v) for k, v in json.loads(self._path.read_text()).items()}
+        self.path = _cache_path(device)
+        self._choices = read_choices(*([shipped / self.path.name] if shipped else []), self.path)
 
     def __call__(
         self, x: Tensor, layer: Linear, norm: RmsNorm | None, residual: Tensor | None, activation: str | None
@@ -127,10 +129,10 @@ class LinearTuner:
             return float("inf")
 
     def _store(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._path.with_suffix(".tmp")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".tmp")
         temporary.write_text(json.dumps({k: _encoded(v) for k, v in self._choices.items()}, indent=1))
-        temporary.replace(self._path)
+        temporary.replace(self.path)
 
 
 def candidates(kind: Problem, device: torch.device) -> list[Choice]:
@@ -166,6 +168,18 @@ def stream_candidates(outputs: int, gated: bool, sms: int) -> list[StreamLinearC
         for deep in {depth // 2, 3 * depth // 4} if gated else {depth}:
             found += [StreamLinearConfig(64, deep, splits, ahead) for ahead in AHEAD]
     return sorted(found, key=lambda c: (c.splits, c.depth, c.ahead))
+
+
+def read_choices(*paths: Path) -> dict[str, Choice]:
+    """Of the files that are there; later ones go before earlier ones. What cannot be read counts as not there."""
+    found: dict[str, Choice] = {}
+    for path in paths:
+        if path.is_file():
+            try:
+                found |= {k: _decoded(v) for k, v in json.loads(path.read_text()).items()}
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
+                logger.warning("choices of kernels in %s are not read: %s", path, exc)
+    return found
 
 
 def _encoded(choice: Choice) -> Any:

@@ -14,7 +14,7 @@ from venturi.llm.layers.linear import Linear
 from venturi.llm.loader import Outline
 from venturi.llm.long_chunks import MAX_KEYS
 from venturi.llm.models.spec import DecoderSpec, MoeSpec
-from venturi.llm.quant import keeps_dtype
+from venturi.llm.quant import is_quantized
 
 CPU_SHARE = 0.25
 
@@ -56,7 +56,7 @@ def weight_bytes(outline: Outline, device: torch.device) -> int:
     for name, parameter in model.named_parameters():
         if name == "lm_head.weight" and model.spec.tied and not packs(outline.dtype, device):
             continue
-        narrow = outline.quant == "fp8" and name in layers and not keeps_dtype(*layers[name], model)
+        narrow = name in layers and is_quantized(*layers[name], model, outline.quant)
         total += parameter.numel() * (1 if narrow else outline.dtype.itemsize)
     return total
 

@@ -6,6 +6,7 @@ On CUDA activations are quantized per token and the product is fp8: cuBLASLt her
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from venturi.kernels.quantize import ScaledRows, quantize_rows, scaled_product
@@ -19,8 +20,13 @@ class Fp8Method:
     name = "fp8 row-wise"
     takes_fp8 = True
 
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+
     def prepare(self, layer: Linear) -> None:
-        self._dtype = layer.weight.dtype
+        """Weights that were saved quantized have their scales."""
+        if layer.scales is not None:
+            return
         packed, scales = quantize_rows(layer.weight.data)
         layer.weight = nn.Parameter(packed, requires_grad=False)
         layer.scales = scales
@@ -36,17 +42,18 @@ class Fp8Method:
         return scaled_product(rows, scales, layer.weight, layer.scales, layer.bias, x.dtype)
 
 
-def apply_quantization(model: Decoder, quant: str | None) -> None:
-    """Choose the linear methods, before `Decoder.prepare`. Heads tied to the embedding and routers stay as they are."""
-    if quant is None:
-        return
+def apply_quantization(model: Decoder, quant: str | None, dtype: torch.dtype) -> None:
+    """Choose the linear methods of a model of `dtype`, before `Decoder.prepare`."""
     for name, module in model.named_modules():
-        if isinstance(module, Linear) and not keeps_dtype(name, module, model):
-            module.method = Fp8Method()
+        if isinstance(module, Linear) and is_quantized(name, module, model, quant):
+            module.method = Fp8Method(dtype)
 
 
-def keeps_dtype(name: str, layer: Linear, model: Decoder) -> bool:
+def is_quantized(name: str, layer: Linear, model: Decoder, quant: str | None) -> bool:
+    """Heads tied to the embedding, routers and odd sizes stay as they are."""
+    if quant is None:
+        return False
     router = name.endswith("mlp.gate")
     latent = name.endswith("kv_b_proj")
     odd = bool(layer.in_features % 16 or layer.out_features % 16)
-    return router or latent or odd or (name == "lm_head" and model.spec.tied)
+    return not (router or latent or odd or (name == "lm_head" and model.spec.tied))

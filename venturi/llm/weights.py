@@ -24,6 +24,7 @@ from venturi.llm.models.decoder import Decoder
 from venturi.llm.models.registry import Architecture
 
 Progress = Callable[[int, int], None]
+INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,13 @@ def allocate(model: Decoder, dtype: torch.dtype, device: torch.device) -> None:
     """Give the parameters of a model built on the meta device memory of their own (not initialized)."""
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
-            wide = torch.float32 if name == "correction" else dtype
-            fresh = torch.empty(parameter.shape, dtype=wide, device=device)
+            fresh = torch.empty(parameter.shape, dtype=kept_dtype(name, dtype), device=device)
             setattr(module, name, nn.Parameter(fresh, requires_grad=False))
+
+
+def kept_dtype(leaf: str, dtype: torch.dtype) -> torch.dtype:
+    """Of a parameter of this name in a model of `dtype`."""
+    return torch.float32 if leaf == "correction" else dtype
 
 
 def fill_random(model: Decoder, seed: int = 0) -> None:
@@ -65,9 +70,9 @@ def load_weights(model: Decoder, folder: Path, arch: Architecture, progress: Pro
         ModelError: no or missing or corrupt files; tensors of wrong shape; unknown or missing tensors (all listed).
     """
     places, loaded, unknown = _places(model), dict[str, int](), []
-    files = _shards(folder)
+    files = shards(folder)
     for number, path in enumerate(files):
-        for key, tensor in _tensors(path):
+        for key, tensor in tensors_of(path):
             name = _rename(key, arch, len(model.spec.layers))
             if name is None or (name == "lm_head.weight" and model.spec.tied):
                 continue
@@ -135,8 +140,8 @@ def _rename(key: str, arch: Architecture, num_layers: int) -> str | None:
     return name
 
 
-def _shards(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
+def shards(folder: Path) -> list[Path]:
+    index = folder / INDEX
     if index.is_file():
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
@@ -155,7 +160,7 @@ def _shards(folder: Path) -> list[Path]:
     return files
 
 
-def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+def tensors_of(path: Path) -> Iterator[tuple[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118
