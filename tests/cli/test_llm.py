@@ -62,7 +62,15 @@ def test_explain_shows_the_memory_plan() -> None:
 
 
 def test_every_command_shows_an_example() -> None:
-    for command in (["run"], ["chat"], ["explain"], ["save"], ["bench", "throughput"], ["bench", "latency"], ["bench", "serve"]):
+    for command in (
+        ["run"],
+        ["chat"],
+        ["explain"],
+        ["save"],
+        ["bench", "throughput"],
+        ["bench", "latency"],
+        ["bench", "serve"],
+    ):
         done = run(app, ["llm", *command, "--help"])
         assert "Example:" in done.output
 

@@ -26,14 +26,16 @@ CACHE = KvCacheConfig(max_tokens=512)
 def answers(folder, **options):
     with LLM(folder, device="cpu", kv_cache=CACHE, skip_tokenizer_init=True, **options) as llm:
         outputs = llm.generate(PROMPTS, GREEDY)
-    return [([o.outputs[0].token_ids], [next(iter(r.values())).logprob for r in o.outputs[0].logprobs]) for o in outputs]
+    return [
+        ([o.outputs[0].token_ids], [next(iter(r.values())).logprob for r in o.outputs[0].logprobs]) for o in outputs
+    ]
 
 
 def tensors(folder):
     return {k: v for path in sorted(folder.glob("*.safetensors")) for k, v in load_file(path).items()}
 
 
-@pytest.mark.parametrize("name", ["llama3", "gemma2", "gpt2", "qwen2", "mixtral", "gpt_oss", "deepseek-v3"])
+@pytest.mark.parametrize("name", ["llama3", "gemma2", "gpt2", "qwen2", "mixtral", "gpt-oss", "deepseek-v3"])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_a_saved_model_answers_as_the_original(tmp_path, name, dtype):
     """Tied heads, biases, joined projections, experts and routers' corrections included."""
@@ -142,7 +144,11 @@ def test_tensors_that_do_not_fit_are_all_named(tmp_path):
 def test_choices_of_kernels_travel_and_the_users_own_go_first(tmp_path):
     make("llama2", tmp_path / "original")
     choices = tmp_path / "linear-abc.json"
-    choices.write_text(json.dumps({"a": "torch", "b": {"small": {"block_n": 64, "block_k": 128, "stages": 6, "warps": 4, "splits": 1}}}))
+    choices.write_text(
+        json.dumps(
+            {"a": "torch", "b": {"small": {"block_n": 64, "block_k": 128, "stages": 6, "warps": 4, "splits": 1}}}
+        )
+    )
     outline_model(tmp_path / "original").save(tmp_path / "saved", choices=choices)
     shipped = tmp_path / "saved" / TUNED / choices.name
     own = tmp_path / "own.json"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 
 import pytest
+
 from tests.llm.tiny import make
 from venturi import LLM, KvCacheConfig, RequestError
 from venturi.llm.workloads import SHAREGPT_MEANS, Ask, measure, workload
@@ -52,4 +53,3 @@ def test_figures(tmp_path, name, has_roofline):
     assert found["total_tokens_per_s"] == pytest.approx(100 / found["wall_s"])
     assert found["ms"]["ttft"]["p50"] <= found["ms"]["e2e"]["p50"] <= 1e3 * found["wall_s"]
     assert (found["roofline_percent"] is not None) == has_roofline
-

@@ -19,6 +19,7 @@ import torch
 from venturi.core.errors import DeviceError, ModelError, RequestError
 from venturi.llm.config import CudaGraphConfig, KvCacheConfig, SchedulerConfig
 from venturi.llm.explain import explain
+from venturi.llm.invariant import check_device, make_invariant
 from venturi.llm.kv.cache import KvCache
 from venturi.llm.kv.pool import CACHE_DTYPES, KvPool
 from venturi.llm.loader import outline_model
@@ -49,6 +50,7 @@ class LLM:
         max_seq_len: longest text; None: the model's context.
         seed: of requests that have none. model_kwargs: fields of config.json to replace.
         progress: called with (shards loaded, shards).
+        deterministic: the same request gives the same bits whatever else runs beside it (CPU only, slower).
 
     Raises:
         ModelError, DeviceError, RequestError: before anything is left allocated.
@@ -59,7 +61,7 @@ class LLM:
         load_format: Literal["auto", "dummy"] = "auto", device: str = "auto", kv_cache: KvCacheConfig | None = None,
         scheduler: SchedulerConfig | None = None, cuda_graph: CudaGraphConfig | None = None, quant: str | None = None,
         tensor_parallel_size: int = 1, max_seq_len: int | None = None, skip_tokenizer_init: bool = False, seed: int = 0,
-        model_kwargs: dict[str, Any] | None = None, progress: Progress | None = None,
+        model_kwargs: dict[str, Any] | None = None, progress: Progress | None = None, deterministic: bool = False,
     ) -> None:  # fmt: skip
         if tensor_parallel_size != 1:
             raise RequestError(f"tensor_parallel_size={tensor_parallel_size}; this version runs on one device")
@@ -67,6 +69,9 @@ class LLM:
         if not folder.is_dir():
             raise ModelError(f"no folder {str(folder)!r}; expected a Hugging Face model folder (nothing is downloaded)")
         self.device = _resolve_device(device)
+        self.deterministic = deterministic
+        if deterministic:
+            check_device(self.device)
         self.kv_config, self.scheduler_config = kv_cache or KvCacheConfig(), scheduler or SchedulerConfig()
         self.tokenizer = None if skip_tokenizer_init else _tokenizer(tokenizer, folder)
         self._outline = partial(
@@ -214,7 +219,9 @@ class LLM:
     def _make_runner(self, pool: KvPool, graphs: CudaGraphConfig) -> StepRunner:
         model, slots, length = self.loaded.model, self.scheduler_config.max_batch_size, self.loaded.max_seq_len
         if self.device.type == "cpu":
-            return TorchRunner(model, pool, slots, length)
+            if self.deterministic:
+                make_invariant(model, pool)
+            return TorchRunner(model, pool, slots, length, invariant=self.deterministic)
         from venturi.llm.cuda_runner import CudaRunner
 
         tokens, shipped = self.scheduler_config.max_num_tokens, self._folder / TUNED

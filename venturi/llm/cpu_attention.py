@@ -11,17 +11,20 @@ from venturi.backends.cpu.codegen.isa import Isa, host
 from venturi.backends.cpu.codegen.paged import PagedSpec, emit_attend, emit_rotate
 from venturi.backends.cpu.native.jit import host_jit
 from venturi.backends.cpu.native.walker import Job
+from venturi.core.errors import InternalError
 from venturi.kernels.attention import AttentionBatch, AttentionKind
+from venturi.llm.models.spec import AttentionSpec
 
 # Longer pieces of prompts go to torch, whose kernel takes many queries through a key at once.
 MOST_QUERIES = 256
 
 
 class GeneratedAttention:
-    """Serves one step after the other; not thread-safe."""
+    """Serves one step after the other; not thread-safe. `always`: what it cannot do is an error, and no chunk is too
+    long (a token's result does not depend on the others' then)."""
 
-    def __init__(self, isa: Isa) -> None:
-        self._isa = isa
+    def __init__(self, isa: Isa, *, always: bool = False) -> None:
+        self._isa, self._always = isa, always
         self._jobs: dict[PagedSpec, Job] = {}
         self._queries = torch.empty(0)
 
@@ -31,7 +34,11 @@ class GeneratedAttention:
     ) -> Tensor | None:  # fmt: skip
         """As `rotated_attention`; None for what code is not generated for."""
         spec = self._spec(q, k, v, angles, k_cache, v_cache, kind, sinks)
-        if spec is None or (interleaved and spec.pairs) or batch.max_query > MOST_QUERIES:
+        if spec is None or (interleaved and spec.pairs):
+            if self._always:
+                raise InternalError(f"no code for attention of {spec or tuple(q.shape)}, which was promised")
+            return None
+        if batch.max_query > MOST_QUERIES and not self._always:
             return None
         tokens, out = len(q), q.new_empty(len(q), spec.heads, spec.v_dim)
         if self._queries.numel() < q.numel():
@@ -92,7 +99,20 @@ def _rows(batch: AttentionBatch) -> Tensor:
     return found
 
 
-def generated_attention() -> GeneratedAttention | None:
+def generated_attention(*, always: bool = False) -> GeneratedAttention | None:
     """None where no code can be generated for this CPU."""
     isa = host()
-    return GeneratedAttention(isa) if isinstance(isa, Isa) else None
+    return GeneratedAttention(isa, always=always) if isinstance(isa, Isa) else None
+
+
+def serves(spec: AttentionSpec, dtype: torch.dtype, k_cache: Tensor) -> bool:
+    """Whether there is code for a layer's attention over this cache."""
+    isa, rotary = host(), spec.rotary
+    element, cache = OF_TORCH.get(dtype), OF_TORCH.get(k_cache.dtype)
+    if not isinstance(isa, Isa) or spec.mla is not None or element is None or cache is None:
+        return False
+    if element.limits or cache.limits or (rotary is not None and rotary.interleaved):
+        return False
+    pairs = 0 if rotary is None else rotary.dim // 2
+    heads = spec.num_heads, spec.num_kv_heads, spec.head_dim, spec.head_dim
+    return PagedSpec(*heads, pairs, k_cache.shape[1], element, cache, spec.scale).fits(isa)

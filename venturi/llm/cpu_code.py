@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor
+
 from venturi.backends.cpu.codegen.isa import Isa
+from venturi.llm.models.spec import AttentionSpec
 
 if TYPE_CHECKING:
     from venturi.llm.cpu_attention import GeneratedAttention
@@ -19,10 +23,19 @@ def multiplier() -> Isa | None:
     return found()
 
 
-def generated_attention() -> GeneratedAttention | None:
-    """What computes a step's attention."""
+def generated_attention(*, always: bool = False) -> GeneratedAttention | None:
+    """What computes a step's attention; all of it, with `always`."""
     try:
         from venturi.llm.cpu_attention import generated_attention as found
     except ImportError:  # no llvmlite
         return None
-    return found()
+    return found(always=always)
+
+
+def serves_attention(spec: AttentionSpec, dtype: torch.dtype, k_cache: Tensor) -> bool:
+    """Whether there is code for a layer's attention over this cache."""
+    try:
+        from venturi.llm.cpu_attention import serves
+    except ImportError:  # no llvmlite
+        return False
+    return serves(spec, dtype, k_cache)

@@ -32,6 +32,8 @@ def explain(llm: LLM) -> str:
         f"  norms, rotary    {'Triton, fused with residual and cache write' if cuda else 'torch'}",
         f"  sampling         {'Triton, threshold search without sorting' if cuda else 'torch'}",
     ]
+    if llm.deterministic:
+        lines.append("  deterministic    a token's bits do not depend on what else is in its step")
     if experts:
         lines.append(f"  experts          {experts} layers, expert by expert")
     graphs = getattr(llm.runner, "describe_graphs", None)

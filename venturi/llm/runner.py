@@ -26,11 +26,13 @@ class Finished:
 
 
 class TorchRunner:
-    """A StepRunner over a Decoder and a KvPool on the CPU."""
+    """A StepRunner over a Decoder and a KvPool on the CPU. `invariant`: see `invariant.py`."""
 
-    def __init__(self, model: Decoder, pool: KvPool, max_slots: int, max_seq_len: int) -> None:
-        self.model, self.pool = model, pool
-        self._attention = generated_attention()
+    def __init__(
+        self, model: Decoder, pool: KvPool, max_slots: int, max_seq_len: int, *, invariant: bool = False
+    ) -> None:
+        self.model, self.pool, self._invariant = model, pool, invariant
+        self._attention = generated_attention(always=invariant)
         self._builder = InputBuilder(max_slots, -(-max_seq_len // pool.block_tokens) + 1, pool.block_tokens)
 
     def prepare(self) -> None:
@@ -52,9 +54,13 @@ class TorchRunner:
         answer = StepResult([], prompt_logprobs=prompt_logprobs(self.model, hidden, inputs, plan.chunks))
         if plan.draw_seqs:
             logits = self.model.logits(hidden[torch.from_numpy(inputs.sample_rows)])
-            drawing = draw(logits, plan.draw_seqs, plan.draw_positions)
-            answer.tokens = drawing.tokens.tolist()
-            answer.details = drawing.details(plan.draw_seqs, answer.tokens)
+            rows = 1 if self._invariant else len(logits)
+            for at in range(0, len(logits), rows):
+                seqs, positions = plan.draw_seqs[at : at + rows], plan.draw_positions[at : at + rows]
+                drawing = draw(logits[at : at + rows], seqs, positions)
+                tokens = drawing.tokens.tolist()
+                answer.tokens += tokens
+                answer.details |= {at + i: d for i, d in drawing.details(seqs, tokens).items()}
         return Finished(answer)
 
 

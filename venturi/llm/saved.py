@@ -26,6 +26,7 @@ from venturi.llm.weights import INDEX, Progress, kept_dtype, shards, tensors_of
 MARK, TUNED = "venturi.json", "tuned"
 FORMAT = 1
 SHARD_BYTES = 5 << 30
+ALIGNED = 64
 COMPANIONS = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
     "generation_config.json",
@@ -132,7 +133,10 @@ def load_saved(
     device: torch.device,
     progress: Progress | None = None,
 ) -> None:
-    """Give a model on the meta device the tensors of a folder of our own. On the CPU they stay in the mapped files.
+    """Give a model on the meta device the tensors of a folder of our own.
+
+    On the CPU they stay in the mapped files where they lie as memory of torch's own would: products of others may be
+    slower, and round otherwise.
 
     Raises ModelError: corrupt or missing shards, tensors that are missing, unknown or of another shape or type.
     """
@@ -151,7 +155,8 @@ def load_saved(
                     for s, k in ((tensor.shape, tensor.dtype), (shape, kind))
                 )
                 raise ModelError(f"tensor {name!r} is {got}, expected {expected}", where=str(path))
-            _place(model, name, tensor.to(device))
+            own = tensor.to(device)
+            _place(model, name, own.clone() if device.type == "cpu" and own.data_ptr() % ALIGNED else own)
         if progress is not None:
             progress(number + 1, len(files))
     problems = [

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,6 +23,7 @@ class GatedMlp(nn.Module):
         super().__init__()
         n = spec.intermediate
         self.activation = spec.activation
+        self.act: Callable[[Tensor], Tensor] = partial(gated, activation=spec.activation)
         self.gate_up_proj = Linear(hidden, {"gate_proj": n, "up_proj": n}, bias=spec.bias)
         self.down_proj = Linear(n, hidden, bias=spec.bias)
 
@@ -31,7 +35,7 @@ class GatedMlp(nn.Module):
     def forward(self, x: Tensor | ScaledRows) -> Tensor:
         inner = self.gate_up_proj(x)
         fp8 = inner.is_cuda and self.down_proj.method.takes_fp8
-        return self.down_proj(gated_fp8(inner, self.activation) if fp8 else gated(inner, self.activation))
+        return self.down_proj(gated_fp8(inner, self.activation) if fp8 else self.act(inner))
 
 
 class PlainMlp(nn.Module):
@@ -39,7 +43,7 @@ class PlainMlp(nn.Module):
 
     def __init__(self, hidden: int, spec: MlpSpec) -> None:
         super().__init__()
-        self.activation = ACTIVATIONS[spec.activation]
+        self.act: Callable[[Tensor], Tensor] = ACTIVATIONS[spec.activation]
         self.up_proj = Linear(hidden, spec.intermediate, bias=spec.bias)
         self.down_proj = Linear(spec.intermediate, hidden, bias=spec.bias)
 
@@ -49,7 +53,7 @@ class PlainMlp(nn.Module):
         return self.up_proj
 
     def forward(self, x: Tensor | ScaledRows) -> Tensor:
-        return self.down_proj(self.activation(self.up_proj(x)))
+        return self.down_proj(self.act(self.up_proj(x)))
 
 
 class Experts(nn.Module):
