@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -101,7 +102,8 @@ def bench(
     iterations: Annotated[int, typer.Option(help="Measure at least this many runs.")] = 10,
     streams: Annotated[str, typer.Option(help="Runs side by side, on cores of their own: a number, auto.")] = "none",
     intra_threads: Annotated[int | None, typer.Option(help="Most threads of a run on the CPU; default: all.")] = None,
-    profile: Annotated[bool, typer.Option("--profile", help="Add the time of every layer.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Add time, rates and roofline of every layer.")] = False,
+    trace: Annotated[Path | None, typer.Option(help="Write the layers for ui.perfetto.dev.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON.")] = False,
 ) -> None:
     """Measure latency and throughput: 200 ms warm-up, at least 3 s and 10 runs.
@@ -130,7 +132,9 @@ def bench(
     result = measure(
         lambda: engine.run(inputs), warm_up_ms=warm_up, duration_s=duration, iterations=iterations, callers=callers
     )
-    report = engine.profile(inputs) if profile else None
+    report = engine.profile(inputs, roofline=True) if profile or trace else None
+    if trace is not None and report is not None:
+        trace.write_text(json.dumps(report.trace()), encoding="utf-8")
     if as_json:
         data = {
             "model": str(model),
@@ -140,7 +144,7 @@ def bench(
             **times,
             **result.to_json(),
         }
-        emit_json(data | ({"profile": report.to_json()} if report else {}))
+        emit_json(data | ({"profile": report.to_json()} if profile and report else {}))
         return
     rows: list[list[Any]] = [[name.replace("_ms", ""), value] for name, value in times.items()]
     rows += [["min", result.min_ms], ["median", result.median_ms], ["mean", result.mean_ms]]
@@ -149,5 +153,5 @@ def bench(
     console.print(f"throughput {result.throughput_qps:.2f} qps, spread {result.cv_percent:.1f} %", highlight=False)
     if result.cv_percent > 25:
         console.print("the spread is large: something else is using the machine")
-    if report is not None:
+    if profile and report is not None:
         console.print(report.table())

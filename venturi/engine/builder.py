@@ -253,7 +253,7 @@ def _step(region: RegionView, choice: Choice, args: list[Any] | None, outputs: t
         tuple(region.sources),
         choice.measurements,
         _flops(region, args, outputs),
-        sum(t.nbytes for t in moved),
+        sum(t.nbytes for t in moved) if args is not None else 0,
         region.layout,
     )
 

@@ -22,6 +22,7 @@ from venturi.engine.builder import Built, compile_model, pass_context, rename_st
 from venturi.engine.config import BuildConfig, Profile
 from venturi.engine.graph_file import pack_graph, set_weights
 from venturi.engine.inspector import Report, make_report
+from venturi.engine.peaks import measure_peaks
 from venturi.engine.plan import Plan, TensorSpec
 from venturi.engine.target import RunContext, Target
 from venturi.ir.dtypes import dtype_from_name
@@ -212,8 +213,12 @@ class Engine:
             ranges = "; ".join(str(p.to_json()) for p in chosen)
             raise ShapeError(f"shapes {dict(named)} lie outside every profile: {ranges}")
 
-    def profile(self, inputs: Mapping[str, Any], runs: int = 10) -> Report:
-        """Run `runs` times with a clock around every step; the report has the medians and their source nodes."""
+    def profile(self, inputs: Mapping[str, Any], runs: int = 10, *, roofline: bool = False) -> Report:
+        """Run `runs` times with a clock around every step; the report has the medians and their source nodes.
+
+        Rates count the operations and bytes of the shapes the engine was tuned for. `roofline` also measures what the
+        device can do at best, and says what share of that every step reaches.
+        """
         args = self._accept([inputs[s.name] for s in self.plan.inputs], None)
         context = self._new_context()
         context.run(args)
@@ -221,7 +226,8 @@ class Engine:
         for _ in range(runs):
             context.run(args)
         binding = context.binding_of(args)
-        return make_report(self.plan, context.profiler.medians_us(len(self.plan.steps)), binding)
+        peaks = measure_peaks(self._built.target.device, self.plan.precision) if roofline else None
+        return make_report(self.plan, context.profiler.medians_us(len(self.plan.steps)), binding, peaks)
 
     def inspect(self) -> Report:
         """Layers, tactics, times measured at build, memory. `str()` is a table, `.to_json()` data."""

@@ -40,7 +40,7 @@ def render(report: Report, manifest: dict[str, Any]) -> str:
 <p class="muted">{_e(report.target)}, precision {_e(report.precision)}, {_e(built_on)}</p>
 <h2>Interface</h2><table>{interface}</table>
 <h2>Time by operators</h2><table>{"".join(_bar(n, t, top) for n, t in ops)}</table>
-<h2>Layers</h2><table><tr><th>#<th>layer<th>operators<th>tactic<th>us<th>GFLOP/s<th class="w"></tr>
+<h2>Layers</h2><table><tr><th>#<th>layer<th>operators<th>tactic<th>us<th>GFLOP/s<th>GB/s<th class="w"></tr>
 {"".join(_layer(i, x, slowest) for i, x in enumerate(report.layers))}</table></html>"""
 
 
@@ -61,11 +61,11 @@ def _layer(index: int, layer: Layer, slowest: float) -> str:
         for c in layer.candidates
     )
     time = "-" if layer.time_us is None else f"{layer.time_us:.1f}"
-    rate = "-" if layer.gflops is None else f"{layer.gflops:.0f}"
+    rates = "".join(f"<td class='n'>{'-' if x is None else f'{x:.0f}'}</td>" for x in (layer.gflops, layer.gbytes))
     return (
         f"<tr><td class='n'>{index}</td><td><details><summary>{_e(layer.name)}</summary>"
         f"from {_e(', '.join(layer.sources))}"
         f"<ul>{tried}</ul></details></td><td>{_e('+'.join(layer.ops))}</td><td>{_e(layer.tactic)}</td>"
-        f"<td class='n'>{time}</td><td class='n'>{rate}</td>"
+        f"<td class='n'>{time}</td>{rates}"
         f"<td class='w'><div class='bar' style='width:{width:.1f}%'></div></td></tr>"
     )

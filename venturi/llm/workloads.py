@@ -12,9 +12,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-
 from venturi.core.errors import RequestError
+from venturi.engine.peaks import measure_bandwidth
 from venturi.llm.models.spec import MoeSpec
 from venturi.llm.sampling_params import SamplingParams
 
@@ -28,7 +27,6 @@ LENGTHS = ("fixed", "sharegpt")
 # widths of the log-normal distributions are ours.
 SHAREGPT_MEANS, SHAREGPT_WIDTHS = (161.31, 337.99), (1.2, 0.9)
 _LEAST = 4
-_PROBE_BYTES = {"cpu": 1 << 28, "cuda": 1 << 32}
 
 
 @dataclass(frozen=True)
@@ -137,18 +135,7 @@ def _roofline(llm: LLM, load: Workload, steps: int, wall: float) -> float | None
     embedding = 0 if spec.tied else spec.vocab_size * spec.hidden * llm.loaded.dtype.itemsize
     context = sum(a.output * (load.shared + a.prompt + a.output / 2) for a in load.asks)
     moved = steps * (plan.weights - embedding) + context * plan.cache / plan.cache_tokens
-    return 100 * moved / read_bandwidth(llm.device) / wall
-
-
-def read_bandwidth(device: torch.device) -> float:
-    """Bytes a second of a sum over memory that no cache holds: the best of five."""
-    data = torch.ones(_PROBE_BYTES[device.type] // 4, dtype=torch.float32, device=device)
-    best = float("inf")
-    for _ in range(6):
-        start = time.perf_counter()
-        data.sum().item()
-        best = min(best, time.perf_counter() - start)
-    return data.numel() * 4 / best
+    return 100 * moved / measure_bandwidth(llm.device) / wall
 
 
 def _quantile(values: list[float], q: float) -> float:
