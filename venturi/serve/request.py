@@ -63,7 +63,8 @@ class InferRequest:
     `emit` takes the responses of a decoupled model before the last, on any thread; None: the client wants exactly one.
     `finish` is set by the scheduler, for models that answer after `execute` has returned. `is_cancelled`: nobody waits.
     `is_null`: fills a row of a batch where a sequence has nothing to say. `slot`: the scheduler's own note.
-    `trace_parent`: the W3C header that names the client's span.
+    `trace_parent`: the W3C header that names the client's span. `window`: how many responses of a decoupled model may
+    be under way, 0 for any number; a model that keeps to it sets `resume`, to be told how many more it may send.
     """
 
     model: str
@@ -85,6 +86,8 @@ class InferRequest:
     is_null: bool = False
     slot: object = None
     trace_parent: str = ""
+    window: int = 0
+    resume: Callable[[int], None] | None = None
 
     @property
     def label(self) -> str:

@@ -77,7 +77,9 @@ class EnsembleKind:
                 raise invalid(f"response cache is not available for model {name}, which has a decoupled step")
             config.model_transaction_policy.decoupled = True
         outputs = tuple(t.name for t in config.output)
-        return EnsembleModel(Plan(name, tuple(steps), outputs, config.max_batch_size > 0), self._submit, self._find)
+        limit = config.ensemble_scheduling.max_inflight_requests
+        plan = Plan(name, tuple(steps), outputs, config.max_batch_size > 0, limit)
+        return EnsembleModel(plan, self._submit, self._find)
 
     def _step(self, ensemble: str, given: object, kinds: dict[str, str]) -> Step:
         """Notes the types of the tensors that the step produces."""

@@ -222,12 +222,38 @@ class InferenceRequest:
         return await asyncio.to_thread(self.exec, decoupled)
 
 
-class ResponseSender:
-    """Sends any number of responses; the last carries the final flag."""
+class Window:
+    """How many responses may still be sent; 0 at the start means any number. Thread-safe."""
 
-    def __init__(self, send: Callable[[InferenceResponse | None, bool], None], request: InferenceRequest) -> None:
+    def __init__(self, size: int) -> None:
+        self._left: float = size or float("inf")
+        self._changed = threading.Condition()
+
+    def take(self) -> None:
+        """Waits until there is room."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._left > 0)
+            self._left -= 1
+
+    def give(self, count: float) -> None:
+        with self._changed:
+            self._left += count
+            self._changed.notify_all()
+
+    def lift(self) -> None:
+        """From now on nobody waits."""
+        self.give(float("inf"))
+
+
+class ResponseSender:
+    """Sends any number of responses; the last carries the final flag. `send` waits while as many as the ensemble's
+    `max_inflight_requests` are on their way through the steps behind."""
+
+    def __init__(
+        self, send: Callable[[InferenceResponse | None, bool], None], request: InferenceRequest, window: Window
+    ) -> None:
         self._send, self._cancelled, self._is_over = send, request._cancelled, False
-        self._lock = threading.Lock()
+        self._lock, self.window = threading.Lock(), window
 
     def send(self, response: InferenceResponse | None = None, flags: int = 0) -> None:
         with self._lock:
@@ -236,6 +262,8 @@ class ResponseSender:
             final = bool(flags & TRITONSERVER_RESPONSE_COMPLETE_FINAL)
             if response is None and not final:
                 raise TritonModelException("a response is needed unless the final flag is given")
+            if response is not None:
+                self.window.take()
             self._is_over = final
             self._send(response, final)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import queue
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +75,11 @@ class Worker:
         keys = [next(self._numbers) for _ in requests]
         with self._lock:
             self._open.update(zip(keys, requests))
-        for request in requests:
+        for request, key in zip(requests, keys):
             t = request.times
             t.compute = t.input_done = t.output = t.end = started
+            if request.window:
+                request.resume = partial(self._resume, key)
         tensors = [t for r in requests for t in r.inputs.values()]
         head = {"op": "execute", "requests": [_described(r, k) for r, k in zip(requests, keys)]}
         try:
@@ -154,6 +158,11 @@ class Worker:
         elif request.finish is not None:
             request.finish(request, answer)
 
+    def _resume(self, key: int, count: int) -> None:
+        """The model may send so many more responses to this request."""
+        with contextlib.suppress(Closed):  # the process has died, and its requests are answered
+            self._channel.send({"op": "more", "key": key, "count": count})
+
     def _give_up(self) -> None:
         self._channel.close()
         self._end_process()
@@ -179,7 +188,7 @@ def _described(request: InferRequest, key: int) -> Mapping[str, Any]:
         "key": key, "id": request.id, "correlation": request.sequence, "model": request.model,
         "version": int(request.version or -1), "outputs": [o.name for o in request.outputs],
         "flags": request.sequence_start | request.sequence_end << 1, "timeout": request.timeout_us,
-        "parameters": dict(request.parameters), "num_inputs": len(request.inputs),
+        "parameters": dict(request.parameters), "num_inputs": len(request.inputs), "window": request.window,
     }  # fmt: skip
 
 

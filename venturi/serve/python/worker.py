@@ -60,6 +60,11 @@ class Worker:
                     request = self._open.get(head["key"])
                     if request is not None:
                         request._cancelled.set()
+                        request.get_response_sender().window.lift()
+                elif head["op"] == "more":
+                    request = self._open.get(head["key"])
+                    if request is not None:
+                        request.get_response_sender().window.give(head["count"])
                 else:
                     self._work.put((head, tensors))
         except Closed:
@@ -136,7 +141,7 @@ class Worker:
             self._channel.send({"op": "response", "key": key, "response": head, "final": final}, outputs)
 
         self._open[key] = request
-        request._sender = pb_utils.ResponseSender(send, request)
+        request._sender = pb_utils.ResponseSender(send, request, pb_utils.Window(given["window"]))
         return request
 
     def _call(self, request: pb_utils.InferenceRequest, decoupled: bool) -> Iterator[pb_utils.InferenceResponse]:

@@ -40,12 +40,17 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """What an ensemble does. `batches`: its own tensors have a batch axis. Steps may be listed in any order."""
+    """What an ensemble does. `batches`: its own tensors have a batch axis. Steps may be listed in any order.
+
+    max_inflight: how many responses of a decoupled step may be on their way through the steps behind it, 0 for any
+    number. A model that knows of it waits before it sends more.
+    """
 
     name: str
     steps: tuple[Step, ...]
     outputs: tuple[str, ...]
     batches: bool
+    max_inflight: int = 0
 
     def steps_for(self, wanted: set[str]) -> list[Step]:
         """The steps that the wanted tensors need, found backwards."""
@@ -66,7 +71,8 @@ class Flow:
     """A request on its way, or the part of it behind one response of a decoupled step. Guarded by the root's `lock`.
 
     `parts` are in the order of those responses and leave it when they are over; `behind` has the steps of the parts to
-    come, by the id of the decoupled step; `splits`: it has no outputs of its own, its parts have.
+    come, by the id of the decoupled step; `splits`: it has no outputs of its own, its parts have. `source`: the request
+    whose response a part is.
     """
 
     waiting: list[Step]
@@ -76,6 +82,7 @@ class Flow:
     parts: list[Flow] = field(default_factory=list)
     behind: dict[int, list[Step]] = field(default_factory=dict)
     splits: bool = False
+    source: InferRequest | None = None
 
     def find(self, name: str) -> Tensor | None:
         found = self.tensors.get(name)
@@ -88,8 +95,8 @@ class Flow:
         return names | self.parent.coming() if self.parent is not None else names
 
     def is_idle(self) -> bool:
-        """Nothing runs that could bring this flow further."""
-        return not any(f.running for f in self.upwards())
+        """Nothing runs that could bring this flow further: what decoupled steps give goes to parts of their own."""
+        return all(_step(r).decoupled for f in self.upwards() for r in f.running)
 
     def upwards(self) -> Iterator[Flow]:
         flow: Flow | None = self
@@ -233,6 +240,7 @@ class EnsembleDriver:
                 root.error = root.error or _deadlock(missing)
             elif not head.splits and root.error is None:
                 found.append(head)
+            root.outbox.append(partial(_resume, head.source))
             del flow.parts[0]
         return found
 
@@ -242,12 +250,14 @@ class EnsembleDriver:
                 found = self._outputs(step, response)
             except ServeError as exc:
                 self._fail(root, exc)
-                return
+                found = {}
             with root.lock:
                 if not step.decoupled:
                     flow.tensors.update(found)
                 elif found and root.error is None:
-                    flow.parts.append(Flow(list(flow.behind[id(step)]), found, flow))
+                    flow.parts.append(Flow(list(flow.behind[id(step)]), found, flow, source=request))
+                else:
+                    root.outbox.append(partial(_resume, request))
 
         def emit(response: InferResponse) -> None:
             take(response)
@@ -263,6 +273,7 @@ class EnsembleDriver:
             self._advance(root)
 
         request.emit = emit if step.decoupled else None
+        request.window = self._plan.max_inflight if step.decoupled else 0
         try:
             self._submit(request, done)
         except ServeError as exc:
@@ -337,6 +348,12 @@ class EnsembleDriver:
                     root.outbox.popleft()()
             finally:
                 root.delivering.release()
+
+
+def _resume(source: InferRequest | None) -> None:
+    """A response of `source` is over: it may send another."""
+    if source is not None and source.resume is not None:
+        source.resume(1)
 
 
 def _step(request: InferRequest) -> Step:
