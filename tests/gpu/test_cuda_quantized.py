@@ -58,7 +58,7 @@ CONVS = [
     ((64, 64, 28, 28), 64, 3, 1, 1, {"triton-conv", "triton-conv-pingpong"}),
     ((32, 256, 14, 14), 256, 3, 2, 1, {"triton-conv", "triton-conv-early"}),
     ((48, 128, 30, 22), 144, 3, 1, 1, {"triton-conv-pingpong"}),
-    ((32, 3, 65, 67), 64, 7, 2, 3, {"triton-conv-stem", "triton-conv-stem-pingpong"}),
+    ((32, 3, 65, 67), 64, 7, 2, 3, {"triton-conv-stem", "triton-conv-stem-strips"}),
     ((5, 24, 9, 11), 40, 3, 1, 1, {"triton-conv"}),
 ]
 

@@ -24,6 +24,7 @@ from venturi.backends.cuda.tactics.pool import ImageMean, WindowPool
 from venturi.backends.cuda.tactics.products import POINTERS, TMA, TMA_SPLIT, VECTOR
 from venturi.backends.cuda.tactics.reference import DeviceReference
 from venturi.backends.cuda.tactics.stem import StemConv, StemPingpong
+from venturi.backends.cuda.tactics.stem_strips import StemStrips
 from venturi.backends.sdpa import SdpaAttention
 
 
@@ -50,6 +51,7 @@ def cuda_backend(device: KernelDevice, place: torch.device) -> Backend:
         PixelProduct(device, TMA),
         PixelProduct(device, TMA_SPLIT),
         StemPingpong(device),
+        StemStrips(device),
         StemConv(device),
         ImplicitGemmConv(device),
         CudnnConv(device),

@@ -1,7 +1,4 @@
-"""The first layer of image networks where it is large: lines of blocks are read once. See codegen/strips.py.
-
-Not among the backend's tactics: it has run in simulation (tests/backends/cuda/test_strips.py), never on a device.
-"""
+"""The first layer of image networks where it is large: lines of blocks are read once. See codegen/strips.py."""
 
 from __future__ import annotations
 
