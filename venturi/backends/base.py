@@ -208,6 +208,7 @@ class Backend:
     `fuses_dynamic`: there are kernels for products of what is rounded by its own range.
     `flat_attention`: kernels of attention take [batch, tokens, heads * dim] as well as [batch, heads, tokens, dim].
     `packed_attention`: and all three operands from one tensor.
+    `joins_pairs`: there are kernels for two Regions in one.
     """
 
     name: str
@@ -220,6 +221,7 @@ class Backend:
     fuses_dynamic: bool = False
     flat_attention: bool = False
     packed_attention: bool = False
+    joins_pairs: bool = False
     _by_name: dict[str, Tactic] = field(default_factory=dict)
 
     def tactic(self, name: str) -> Tactic | None:

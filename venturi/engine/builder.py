@@ -22,6 +22,7 @@ from venturi.core.progress import ProgressCallback, report
 from venturi.core.registry import nearest
 from venturi.engine.config import BuildConfig, Profile
 from venturi.engine.in_place import PASSES, InPlace, Settled
+from venturi.engine.pairing import Pairing
 from venturi.engine.plan import Plan, Step, TensorSpec
 from venturi.engine.target import OfflineTarget, Target, open_target
 from venturi.engine.team import choose_threads
@@ -94,6 +95,8 @@ def plan_model(
         timer = target.engine_timer([placed[v.name or ""] for v in model.graph.inputs])
         in_place = InPlace(model.graph, weights, target.backend, timer, cache, tuner.deadline, config.deterministic)
         in_place.settle(plan, PASSES[config.opt_level], progress)
+        if target.backend.joins_pairs and PASSES[config.opt_level]:
+            Pairing(model.graph, weights, target, tuner, timer, config.deterministic).settle(plan, progress)
     executable = link(model.graph, plan.steps, plan.kernels, weights)
     threads = None
     if placed is not None and target.name == "cpu" and plan.complete:

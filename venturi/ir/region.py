@@ -83,3 +83,22 @@ def form_region(kind: str, nodes: Sequence[ir.Node]) -> ir.Node:
     body = ir.Graph(list(inputs.values()), outputs, nodes=list(nodes), name="body")
     region.attributes["body"] = ir.AttrGraph("body", body)
     return region
+
+
+def dissolve(region: ir.Node) -> list[ir.Node]:
+    """Put the body's nodes in the Region's place; the opposite of form_region. Values keep the outer names."""
+    graph, body = region.graph, body_of(region)
+    assert isinstance(graph, ir.Graph)
+    nodes, made = list(body), list(body.outputs)
+    body.outputs.clear()
+    body.remove(nodes)
+    for formal, outer in zip(body.inputs, region.inputs):
+        assert outer is not None
+        ir.convenience.replace_all_uses_with(formal, outer)
+    for inner, outer in zip(made, region.outputs):
+        name, outer.name = outer.name, None
+        ir.convenience.replace_all_uses_with(outer, inner, replace_graph_outputs=True)
+        inner.name = name
+    graph.insert_after(region, nodes)
+    graph.remove(region, safe=True)
+    return nodes

@@ -8,6 +8,7 @@ import re
 import sys
 import threading
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,10 +22,13 @@ class Fault(Exception):
 
 
 class Barrier:
-    """An mbarrier for one arrival. A wait returns when the phase of that parity is over, as the hardware tells it."""
+    """An mbarrier. A wait returns when the phase of that parity is over, as the hardware tells it."""
 
     def __init__(self, world):
-        self.world, self.phase, self.pending, self.bytes = world, 0, 1, 0
+        self.world, self.phase, self.count, self.pending, self.bytes = world, 0, 1, 1, 0
+
+    def init(self, count):
+        self.count = self.pending = count
 
     def arrive(self, count=1, pred=True):
         with self.world:
@@ -53,7 +57,7 @@ class Barrier:
 
     def _settle(self):
         if self.pending == 0 and self.bytes == 0:
-            self.phase, self.pending = self.phase + 1, 1
+            self.phase, self.pending = self.phase + 1, self.count
             self.world.notify_all()
 
 
@@ -78,7 +82,7 @@ class Shared:
         return Shared(self.memory, self.start, self.shape, order)
 
     def load(self, layout):
-        return Registers(self.data.copy())
+        return self.data.copy()
 
 
 class Registers:
@@ -105,22 +109,27 @@ def copy_in(view, start, barrier, slot):
 
 def multiply(a, b, acc, is_async):
     queued = acc.view(Sums)
+    a = Registers(a) if isinstance(a, np.ndarray) else a
     queued.queue = [*getattr(acc, "queue", []), (a, b)]
     return queued
 
 
 def where(mask, x, other):
-    return Registers(np.where(mask, x.data, other))
+    return np.where(mask, x, other)
 
 
 def wait_for_products(left, deps):
-    acc, *kept = deps
-    queue = acc.queue
-    done = queue[: len(queue) - left]
+    """Of all sums among `deps`; what else is there are operands that registers hold until then."""
+    assert not left or sum(isinstance(d, Sums) for d in deps) == 1
+    found = tuple(_waited(left, d) if isinstance(d, Sums) else d for d in deps)
+    return found if len(found) > 1 else found[0]
+
+
+def _waited(left, acc):
+    done = acc.queue[: len(acc.queue) - left]
     out = (np.asarray(acc) + sum((a.data @ b.data for a, b in done), np.float32(0))).view(Sums)
-    out.queue = queue[len(done) :]
-    out = out if left else np.asarray(out)
-    return (out, *kept) if kept else out
+    out.queue = acc.queue[len(done) :]
+    return out if left else np.asarray(out)
 
 
 class Memory:
@@ -128,7 +137,15 @@ class Memory:
         self.data = data.reshape(-1)
 
     def __add__(self, at):
-        return self, at
+        return Pointer(self, at)
+
+
+class Pointer(NamedTuple):
+    memory: Memory
+    at: np.ndarray
+
+    def __add__(self, more):
+        return Pointer(self.memory, self.at + more)
 
 
 def load(pointer, mask, other):
@@ -193,7 +210,7 @@ def execute(name, text, programs, args):
             "warpgroup_mma_wait": wait_for_products,
             "tma": SimpleNamespace(async_copy_global_to_shared=copy_in),
             "mbarrier": SimpleNamespace(
-                MBarrierLayout=layout, init=lambda b, count: None, wait=Barrier.wait, expect=Barrier.expect,
+                MBarrierLayout=layout, init=Barrier.init, wait=Barrier.wait, expect=Barrier.expect,
                 arrive=Barrier.arrive,
             ),
         }  # fmt: skip

@@ -12,6 +12,7 @@ from venturi.backends.cuda.device import KernelDevice
 from venturi.backends.cuda.placement import OnDevice
 from venturi.backends.cuda.tactics.aten_conv import AtenCudnnConv
 from venturi.backends.cuda.tactics.attention import TritonAttention
+from venturi.backends.cuda.tactics.back_to_back import BackToBack
 from venturi.backends.cuda.tactics.clusters import TritonPointwise, TritonRows
 from venturi.backends.cuda.tactics.conv import DepthwiseConv, ImplicitGemmConv, PixelProduct
 from venturi.backends.cuda.tactics.cublaslt import CublasLtGemm
@@ -54,6 +55,7 @@ def cuda_backend(device: KernelDevice, place: torch.device) -> Backend:
         StemStrips(device),
         StemConv(device),
         ImplicitGemmConv(device),
+        BackToBack(device),
         CudnnConv(device),
         AtenCudnnConv(),
         DepthwiseConv(device),
@@ -80,4 +82,5 @@ def cuda_backend(device: KernelDevice, place: torch.device) -> Backend:
         fuses_quantized=True,
         signed_bytes=True,
         rounds_within="anywhere",
+        joins_pairs=True,
     )

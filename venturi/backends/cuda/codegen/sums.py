@@ -22,21 +22,21 @@ def chunk_of(tile: TileBody) -> int:
     return 16 // STORAGE[tile.output.dtype].itemsize
 
 
-def rows_layout(rows: int, columns: int, chunk: int) -> str:
+def rows_layout(rows: int, columns: int, chunk: int, shape: str = "[BM, BN]") -> str:
     """Where the sums are, in the result's order: registers, lanes and warps by the (row, column) they add."""
     right, down = [1 << i for i in range(chunk.bit_length() - 1)], [8]
     right += [4 * chunk << i for i in range((columns // (4 * chunk)).bit_length() - 1)]
     down += [64 << i for i in range((rows // 64).bit_length() - 1)]
     registers = [[0, c] for c in right] + [[r, 0] for r in down]
     lanes = [[0, chunk], [0, 2 * chunk], [1, 0], [2, 0], [4, 0]]
-    return f"gl.DistributedLinearLayout({registers}, {lanes}, [[16, 0], [32, 0]], [], [BM, BN])"
+    return f"gl.DistributedLinearLayout({registers}, {lanes}, [[16, 0], [32, 0]], [], {shape})"
 
 
-def ordered(columns: int, chunk: int) -> list[str]:
+def ordered(columns: int, chunk: int, acc: str = "acc", rows: str = "rows", shape: str = "[BM, BN]") -> list[str]:
     """`acc` in the layout `rows`: renames registers, moves nothing."""
     return [
-        f"acc = gl.permute(gl.reshape(acc, [BM, {columns // (4 * chunk)}, {chunk // 2}, 4, 2]), (0, 1, 3, 2, 4))",
-        "acc = gl.convert_layout(gl.reshape(acc, [BM, BN]), rows)",
+        f"{acc} = gl.permute(gl.reshape({acc}, [BM, {columns // (4 * chunk)}, {chunk // 2}, 4, 2]), (0, 1, 3, 2, 4))",
+        f"{acc} = gl.convert_layout(gl.reshape({acc}, {shape}), {rows})",
     ]
 
 

@@ -1,0 +1,76 @@
+"""Two convolutions in one kernel, on the device: every candidate, odd sizes, NaN, and runs back to back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import venturi as vt
+from tests.backends.cuda.pairs import pair_region
+from tests.backends.cuda.test_early import weight
+from tests.gpu.test_cuda_early import device  # noqa: F401
+from venturi.backends.base import disagreement, region_ulps
+from venturi.backends.cuda.backend import exact
+from venturi.backends.cuda.device import DeviceWeights
+from venturi.backends.cuda.placement import OnDevice
+from venturi.backends.cuda.tactics.back_to_back import BackToBack
+from venturi.backends.cuda.tactics.reference import DeviceReference
+
+pytestmark = pytest.mark.gpu
+
+
+def same(a, b):
+    return all(bool((x.eq(y) | (x.isnan() & y.isnan())).all()) for x, y in zip(a, b))
+
+
+@pytest.mark.parametrize("depth, wide, narrow", [(64, 256, 64), (64, 256, 128), (128, 512, 128), (256, 1024, 256)])
+@pytest.mark.parametrize("options", [{}, {"residual": False, "both": False}, {"skip": True}], ids=str)
+def test_pairs(device, depth, wide, narrow, options):  # noqa: F811
+    region = pair_region((33, 29, 31), depth, wide, narrow, **options)
+    tactic = BackToBack(device)
+    candidates = tactic.match(region)
+    assert not isinstance(candidates, str), candidates
+    region.weights = DeviceWeights(region.weights, torch.device("cuda"))
+    device.store.compile(s for c in candidates for s in tactic.sources(region, c))
+    channels = [v.shape[1] for v in region.dynamic]
+    args = [torch.randn(33, c, 29, 31, device="cuda").half().to(memory_format=torch.channels_last) for c in channels]
+    poisoned = [x.clone(memory_format=torch.preserve_format) for x in args]
+    for x in poisoned:
+        x[0, 0, 0, 0], x[-1, -1, -1, -1] = float("nan"), float("inf")
+    reference = DeviceReference().bind(region, {})
+    with exact():
+        want, want_poisoned = reference.run(*args), reference.run(*poisoned)
+    for config in candidates:
+        run = OnDevice(tactic, args[0].device).bind(region, config).run
+        got = run(*args)
+        assert disagreement(got, want, region_ulps(region)) is None, config
+        assert disagreement(run(*poisoned), want_poisoned, region_ulps(region)) is None, config
+        pack = (lambda y: y) if isinstance(got, tuple) else (lambda y: (y,))
+        assert all(same(pack(run(*args)), pack(got)) for _ in range(10)), config
+        empty = run(*(x[:0] for x in args))
+        assert [y.shape[0] for y in pack(empty)] == [0] * len(region.outputs)
+
+
+def test_an_engine_joins_what_becomes_faster(device, tmp_path):  # noqa: F811
+    """Whatever was joined, the engine computes what the network says, from its file and from the timing cache too."""
+    net = vt.Network()
+    y = net.relu(net.conv(net.input("x", (64, 64, 56, 56)), weight(256, 64, 1, 1) * 0.1, weight(256)))
+    for _ in range(2):
+        z = net.relu(net.conv(y, weight(64, 256, 1, 1) * 0.05, weight(64)))
+        z = net.relu(net.conv(z, weight(64, 64, 3, 3) * 0.05, weight(64), pads=[1] * 4))
+        y = net.relu(net.conv(z, weight(256, 64, 1, 1) * 0.1, weight(256)) + y)
+    net.output("y", y)
+    engine = vt.build(net, device="cuda", precision="fp16", timing_cache=tmp_path / "t.json")
+    pairs = [s for s in engine.plan.steps if s.kind == "pair"]
+    assert pairs, "reading 200 MB less must pay"
+    assert pairs[0].tactic == "triton-conv-pair"
+    given = torch.randn(64, 64, 56, 56)
+    want = vt.build(net, device="cuda", precision="fp16", opt_level=0)(given)
+    got = engine(given)
+    assert float((got - want).norm() / want.norm()) < 1e-3
+    engine.save(tmp_path / "e.vt")
+    assert torch.equal(vt.load(tmp_path / "e.vt")(given), got)
+    options = {"device": "cuda", "precision": "fp16", "timing_cache": tmp_path / "t.json", "deterministic": True}
+    again = vt.build(net, **options)
+    assert [s.name for s in again.plan.steps] == [s.name for s in engine.plan.steps]
+    assert [s.config for s in again.plan.steps] == [s.config for s in engine.plan.steps]

@@ -1,0 +1,221 @@
+"""Joins two Regions into one kernel where the whole engine becomes faster by it.
+
+The second reads nothing but what the first one computes. Which of such pairs are worth it only time can tell: a kernel
+for both saves reading a tensor, and gives up what either does best alone. Pairs that solve the same problem are joined
+together, in a copy of the graph, the most expensive first; they stay joined when the engine becomes faster.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import onnx_ir as ir
+import torch
+
+from venturi.backends.base import Kernel, RegionView
+from venturi.backends.part_view import PAIR
+from venturi.core.errors import TuningError, VenturiError
+from venturi.core.log import logger
+from venturi.core.progress import ProgressCallback, report
+from venturi.engine.in_place import Settled
+from venturi.engine.plan import Step
+from venturi.engine.target import EngineTimer, Target
+from venturi.ir.build import static_shape
+from venturi.ir.region import dissolve, form_region, is_region
+from venturi.ir.verify import sort_topologically
+from venturi.ops.tensors import STORAGE
+from venturi.passes import naming
+from venturi.passes.layout import LAYOUT, NHWC
+from venturi.passes.rewriting import PassContext
+from venturi.runtime.executable import link, reads_of
+from venturi.tuning.cache import Measurement
+from venturi.tuning.tuner import REFERENCE, Choice, Tuner
+
+_GAIN, _CONFIGS = 0.999, 3
+_APART = Measurement("apart", {})
+# Positions of the two Regions in a graph where nothing is joined.
+Place = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A pair with its kernel."""
+
+    place: Place
+    step: Step
+    kernel: Kernel
+
+
+@dataclass
+class Pairing:
+    """`measure` is the Target's engine timer; `pinned`: what the cache does not know is an error."""
+
+    graph: ir.Graph
+    weights: Mapping[str, Any]
+    target: Target
+    tuner: Tuner
+    measure: EngineTimer
+    pinned: bool = False
+
+    def settle(self, plan: Settled, progress: ProgressCallback | None = None) -> None:
+        """Joins Regions of the graph, with their steps and kernels in `plan`."""
+        groups = self._groups(plan)
+        if not groups:
+            return
+        cache = self.tuner.cache
+        key = "pairs@" + hashlib.sha256("\n".join(plan.problems).encode()).hexdigest()[:24]
+        chosen = cache.get(key)
+        if chosen is None:
+            if self.pinned:
+                raise TuningError(
+                    f"deterministic build: the timing cache {cache.path} does not know this engine's pairs; build once "
+                    "without deterministic and keep that cache"
+                )
+            chosen = self._measured(plan, groups, progress)
+            if time.perf_counter() <= self.tuner.deadline:
+                cache.put(key, chosen or [_APART])
+        joined = [j for m in chosen if m != _APART for j in self._bound(plan, _places(m), m, self._choice(_places(m)))]
+        if joined:
+            settled = _join_all(self.graph, plan, joined)
+            naming.run(self.graph, PassContext())
+            plan.steps[:] = [replace(s, name=n.name or "") for s, n in zip(settled.steps, self.graph)]
+            plan.kernels[:], plan.problems[:] = settled.kernels, settled.problems
+
+    def _groups(self, plan: Settled) -> list[list[Place]]:
+        """Pairs that some tactic takes, those that are alike together, the most expensive first."""
+        nodes = list(self.graph)
+        at = {node: i for i, node in enumerate(nodes)}
+        found: dict[tuple[str, str, bool], list[Place]] = {}
+        takes: dict[tuple[str, str, bool], bool] = {}
+        for j, second in enumerate(nodes):
+            reads = set(reads_of(second, self.weights))
+            first = next(iter(reads)).producer() if len(reads) == 1 else None
+            if first is None or first not in at or not is_region(first) or not is_region(second):
+                continue
+            i = at[first]
+            key = (plan.problems[i], plan.problems[j], len(list(first.outputs[0].uses())) == 1)
+            if key not in takes:
+                takes[key] = bool(plan.problems[i] and plan.problems[j]) and self._has_tactic((i, j))
+            if takes[key]:
+                found.setdefault(key, []).append((i, j))
+        return sorted(found.values(), key=lambda places: -sum(_us(plan, p) for p in places))
+
+    def _has_tactic(self, place: Place) -> bool:
+        (region,) = self._regions([place])
+        return any(t.name != REFERENCE and not isinstance(t.match(region), str) for t in self.tuner.backend.tactics)
+
+    def _regions(self, places: Sequence[Place]) -> list[RegionView]:
+        """The pairs as Regions of a copy of the graph."""
+        nodes = list(self.graph.clone())
+        return [RegionView(_join(nodes[i], nodes[j]), self.weights) for i, j in places]
+
+    def _choice(self, places: Sequence[Place]) -> Choice:
+        (region,) = self._regions(places[:1])
+        return self.tuner.choose(region, self._examples(region))
+
+    def _examples(self, region: RegionView) -> list[torch.Tensor]:
+        """Random values of the Region's inputs, where and as they lie in the engine."""
+        generator = torch.Generator().manual_seed(0)
+        found = []
+        for value in region.dynamic:
+            x = torch.randn(static_shape(value) or [], generator=generator).to(STORAGE[value.dtype])  # type: ignore[index]
+            x = x.to(self.target.device)
+            found.append(x.contiguous(memory_format=torch.channels_last) if region.layout == NHWC else x)
+        return found
+
+    def _measured(
+        self, plan: Settled, groups: list[list[Place]], progress: ProgressCallback | None
+    ) -> list[Measurement]:
+        """For every group that makes the engine faster how its pairs are computed; the reason says which they are."""
+        regions = [r for places in groups for r in self._regions(places[:1])]
+        self.target.prepare(((t, r, c) for r in regions for t, c in self.tuner.expected(r)), progress)
+        chosen: list[Measurement] = []
+        joined: list[Joined] = []
+        with torch.inference_mode():
+            current = first = self._time(plan, [])
+            for turn, places in enumerate(groups):
+                report(progress, "pairs", turn, len(groups))
+                used = {i for j in joined for i in j.place}
+                free = [p for p in places if not used & set(p)]
+                if current is None or not free or time.perf_counter() > self.tuner.deadline:
+                    continue
+                choice = self._choice(free)
+                best: tuple[Measurement, list[Joined]] | None = None
+                for m in [m for m in choice.measurements if m.median_us and m.tactic != REFERENCE][:_CONFIGS]:
+                    trial = self._bound(plan, free, m, choice)
+                    took = self._time(plan, [*joined, *trial])
+                    if took is not None and took < _GAIN * current:
+                        best, current = (m, trial), took
+                if best is not None:
+                    chosen.append(replace(best[0], reason=" ".join(f"{i}:{j}" for i, j in free)))
+                    joined += best[1]
+        logger.info("%d pairs joined: %s us a run, %s before", len(joined), current, first)
+        return chosen
+
+    def _bound(self, plan: Settled, places: Sequence[Place], m: Measurement, choice: Choice) -> list[Joined]:
+        """Every pair with its own weights; nothing when a kernel cannot be bound."""
+        tactic = self.tuner.backend.tactic(m.tactic)
+        if tactic is None:
+            return []
+        found, nodes = [], list(self.graph)
+        for place, region in zip(places, self._regions(places)):
+            (a, b), between = (plan.steps[i] for i in place), nodes[place[0]].outputs[0]
+            saved = _nbytes(between) * (1 if len(region.outputs) > 1 else 2)
+            step = Step(
+                region.name, PAIR, tuple(n.op_type for n in region.nodes), m.tactic, dict(m.config),
+                tuple(region.sources), choice.measurements, a.flops + b.flops, a.bytes + b.bytes - saved, region.layout,
+            )  # fmt: skip
+            try:
+                found.append(Joined(place, step, tactic.bind(region, m.config)))
+            except (RuntimeError, VenturiError) as exc:
+                logger.debug("%s cannot be bound for a pair: %s", m.tactic, exc)
+                return []
+        return found
+
+    def _time(self, plan: Settled, joined: Sequence[Joined]) -> float | None:
+        copy = self.graph.clone()
+        settled = _join_all(copy, plan, joined)
+        try:
+            return self.measure(link(copy, settled.steps, settled.kernels, self.weights), float("inf"))
+        except (RuntimeError, VenturiError) as exc:
+            logger.debug("a pair fails in the engine: %s", exc)
+            return None
+
+
+def _join(first: ir.Node, second: ir.Node) -> ir.Node:
+    """One Region that computes both, in the graph of both."""
+    name, layout = f"{first.name}+{second.name}", second.metadata_props.get(LAYOUT)
+    pair = form_region(PAIR, [*dissolve(first), *dissolve(second)])
+    pair.name = name
+    if layout is not None:
+        pair.metadata_props[LAYOUT] = layout
+    return pair
+
+
+def _join_all(graph: ir.Graph, plan: Settled, joined: Sequence[Joined]) -> Settled:
+    """Join the Regions of `graph`, the one that `plan` is for; what the plan is then."""
+    nodes = list(graph)
+    entries = dict(zip(nodes, zip(plan.steps, plan.kernels, plan.problems)))
+    for j in joined:
+        entries[_join(*(nodes[i] for i in j.place))] = (j.step, j.kernel, "")
+    sort_topologically(graph)
+    found = [entries[n] for n in graph]
+    return Settled([s for s, _, _ in found], [k for _, k, _ in found], [p for _, _, p in found], plan.complete)
+
+
+def _places(m: Measurement) -> list[Place]:
+    return [(int(i), int(j)) for i, _, j in (text.partition(":") for text in m.reason.split())]
+
+
+def _us(plan: Settled, place: Place) -> float:
+    return sum(plan.steps[i].time_us or 0.0 for i in place)
+
+
+def _nbytes(value: ir.Value) -> int:
+    shape = static_shape(value)
+    return 0 if shape is None or value.dtype not in STORAGE else math.prod(shape) * STORAGE[value.dtype].itemsize
