@@ -140,8 +140,7 @@ class Pairing:
             current = first = self._time(plan, [])
             for turn, places in enumerate(groups):
                 report(progress, "pairs", turn, len(groups))
-                used = {i for j in joined for i in j.place}
-                free = [p for p in places if not used & set(p)]
+                free = _free(places, {i for j in joined for i in j.place})
                 if current is None or not free or time.perf_counter() > self.tuner.deadline:
                     continue
                 choice = self._choice(free)
@@ -206,6 +205,16 @@ def _join_all(graph: ir.Graph, plan: Settled, joined: Sequence[Joined]) -> Settl
     sort_topologically(graph)
     found = [entries[n] for n in graph]
     return Settled([s for s, _, _ in found], [k for _, k, _ in found], [p for _, _, p in found], plan.complete)
+
+
+def _free(places: Sequence[Place], used: set[int]) -> list[Place]:
+    """Those whose Regions are in no other pair."""
+    free: list[Place] = []
+    for place in places:
+        if not used & set(place):
+            free.append(place)
+            used = used | set(place)
+    return free
 
 
 def _places(m: Measurement) -> list[Place]:
