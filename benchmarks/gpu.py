@@ -93,6 +93,7 @@ def one(name: str, batch: int, level: int, peer: bool, out: Path | None) -> dict
             "venturi_ms": round(ms, 4),
             "spread_ms": round(spread, 4),
             "host_us": round(host_us(lambda: engine(on_gpu)), 1),
+            "bound_host_us": round(host_us(engine.bind({engine.inputs[0].name: on_gpu}).run), 1),
         }
     half = wide.half()
     with torch.no_grad():

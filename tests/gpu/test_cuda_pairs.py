@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import venturi as vt
-from tests.backends.cuda.pairs import pair_region
+from tests.backends.cuda.pairs import pair_region, quantized_pair
 from tests.backends.cuda.test_early import weight
 from tests.gpu.test_cuda_early import device  # noqa: F401
-from venturi.backends.base import disagreement, region_ulps
+from venturi.backends.base import disagreement, region_slack, region_ulps
 from venturi.backends.cuda.backend import exact
 from venturi.backends.cuda.device import DeviceWeights
 from venturi.backends.cuda.placement import OnDevice
@@ -49,6 +49,28 @@ def test_pairs(device, depth, wide, narrow, options):  # noqa: F811
         assert all(same(pack(run(*args)), pack(got)) for _ in range(10)), config
         empty = run(*(x[:0] for x in args))
         assert [y.shape[0] for y in pack(empty)] == [0] * len(region.outputs)
+
+
+@pytest.mark.parametrize("depth, wide, narrow", [(64, 256, 64), (64, 256, 128), (128, 512, 128)])
+@pytest.mark.parametrize("residual", [False, True])
+def test_pairs_of_bytes(device, depth, wide, narrow, residual):  # noqa: F811
+    region = quantized_pair((33, depth, 29, 31), wide, narrow, residual=residual)
+    tactic = BackToBack(device)
+    candidates = tactic.match(region)
+    assert not isinstance(candidates, str), candidates
+    region.weights = DeviceWeights(region.weights, torch.device("cuda"))
+    device.store.compile(s for c in candidates for s in tactic.sources(region, c))
+    args = [torch.randint(-24, 25, list(v.shape), dtype=torch.int8, device="cuda") for v in region.dynamic]
+    args = [x.contiguous(memory_format=torch.channels_last) for x in args]
+    with exact():
+        want = DeviceReference().bind(region, {}).run(*args)
+    assert all(x.unique().numel() > 20 for x in want), "a test of few values"
+    for config in candidates:
+        run = OnDevice(tactic, args[0].device).bind(region, config).run
+        got = run(*args)
+        assert disagreement(got, want, region_ulps(region), slack=region_slack(region)) is None, config
+        assert all(float((x != y).float().mean()) < 0.02 for x, y in zip(got, want)), config
+        assert all(same(run(*args), got) for _ in range(10)), config
 
 
 def test_an_engine_joins_what_becomes_faster(device, tmp_path):  # noqa: F811

@@ -28,9 +28,33 @@ class PartView(RegionView):
 
 
 def parts_of(region: RegionView) -> tuple[PartView, PartView] | None:
-    """Both halves of a pair of plain contractions, split where the second one's anchor is; None of anything else."""
-    anchors = [i for i, n in enumerate(region.nodes) if not n.domain and n.op_type in _ANCHORS]
-    if region.kind != PAIR or len(anchors) != 2 or anchors[0]:
+    """Both halves of a pair of contractions, apart where the second one's anchor reads; None of anything else."""
+    anchors = [n for n in region.nodes if not n.domain and n.op_type in _ANCHORS]
+    if region.kind != PAIR or len(anchors) != 2:
         return None
-    first, second = region.nodes[: anchors[1]], region.nodes[anchors[1] :]
-    return PartView(region, first, "conv"), PartView(region, second, "conv")
+    between = anchors[1].inputs[0]
+    while between is not None and (made := between.producer()) is not None and made.op_type == "DequantizeLinear":
+        between = made.inputs[0]
+    before = _behind(between)
+    first = [n for n in region.nodes if n in before]
+    second = [n for n in region.nodes if n not in before]
+    if anchors[0] not in before:
+        return None
+    return PartView(region, first, _kind(first)), PartView(region, second, _kind(second))
+
+
+def _behind(value: ir.Value | None) -> set[ir.Node]:
+    """Nodes that `value` is computed by."""
+    found: set[ir.Node] = set()
+    queue = [value]
+    while queue:
+        at = queue.pop()
+        node = None if at is None else at.producer()
+        if node is not None and node not in found:
+            found.add(node)
+            queue.extend(node.inputs)
+    return found
+
+
+def _kind(nodes: Sequence[ir.Node]) -> str:
+    return "quantized" if any(n.op_type == "DequantizeLinear" for n in nodes) else "conv"

@@ -34,7 +34,7 @@ class RealView(RegionView):
         made = {v for n in region.nodes for v in n.outputs}
         back = [n for n in region.nodes if n.op_type == "DequantizeLinear" and n.inputs[0] not in made]
         self._back = {n.outputs[0]: n for n in back}
-        super().__init__(region.node, region.weights)
+        self.__dict__.update(vars(region))
         self.end = self.nodes[-1] if self.nodes[-1].op_type == "QuantizeLinear" else None
         self.nodes = [n for n in self.nodes if n not in back and n is not self.end]
 

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from venturi.ir.dtypes import dtype_from_name
 from venturi.ops.tensors import STORAGE, to_numpy, to_torch
 from venturi.runtime.batching import Batching, Worker
 from venturi.runtime.executable import bind_plan
+from venturi.runtime.held import Held
 from venturi.runtime.profiler import Profiler
 from venturi.runtime.streams import ALL_CORES, Threads, pin
 
@@ -97,14 +99,17 @@ class Engine:
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Inputs by name → outputs by name. Raises ShapeError for wrong names, types or shapes."""
+        outputs = self._outputs(self._in_order(inputs))
+        return {name: o for (name, _), o in zip(self._output_types, outputs)}
+
+    def _in_order(self, inputs: Mapping[str, Any]) -> list[Any]:
         names = self._names
         if len(inputs) != len(names) or any(n not in inputs for n in names):
             unknown = [n for n in inputs if n not in names]
             missing = [n for n in names if n not in inputs]
             hint = nearest(unknown[0], list(names)) if unknown else ""
             raise ShapeError(f"inputs must be {list(names)}; missing {missing}, unknown {unknown}.{hint}")
-        outputs = self._outputs([inputs[n] for n in names])
-        return {name: o for (name, _), o in zip(self._output_types, outputs)}
+        return [inputs[n] for n in names]
 
     def submit(self, inputs: Mapping[str, Any]) -> Future[dict[str, Any]]:
         """Queue a request; its Future gives `run`'s result. Raises RequestError when the queue is full."""
@@ -141,6 +146,16 @@ class Engine:
         if self._profiles and not 0 <= profile < len(self._profiles):
             raise ShapeError(f"profile {profile} does not exist; the engine has {len(self._profiles)}")
         yield EngineContext(self, self._new_context(), profile if self._profiles else None)
+
+    def bind(self, inputs: Mapping[str, Any]) -> Bound:
+        """Inputs and outputs of these shapes at fixed places, in a context of the caller's own: a run then copies
+        nothing. Raises ShapeError, and RequestError when the engine has no fixed places (outputs whose shape depends
+        on values)."""
+        stored = self._accept(self._in_order(inputs), None)
+        held = self._new_context().hold(stored)
+        return Bound(
+            dict(zip(self._names, held.inputs)), dict(zip((n for n, _ in self._output_types), held.outputs)), held
+        )
 
     def close(self) -> None:
         """Finish queued requests and stop the threads of `submit` and of streams. The engine stays usable."""
@@ -219,7 +234,7 @@ class Engine:
         Rates count the operations and bytes of the shapes the engine was tuned for. `roofline` also measures what the
         device can do at best, and says what share of that every step reaches.
         """
-        args = self._accept([inputs[s.name] for s in self.plan.inputs], None)
+        args = self._accept(self._in_order(inputs), None)
         context = self._new_context()
         context.run(args)
         context.profiler = Profiler()
@@ -282,13 +297,29 @@ class EngineContext:
         self._profile = profile
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        outputs = self._engine._execute([inputs[s.name] for s in self._engine.inputs], self._context, self._profile)
+        outputs = self._engine._execute(self._engine._in_order(inputs), self._context, self._profile)
         return {s.name: o for s, o in zip(self._engine.outputs, outputs)}
 
     @property
     def arena_bytes(self) -> int:
         """Bytes this context holds for intermediate results."""
         return self._context.arena_bytes
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What `engine.bind` returns: stored tensors by name. Write into `inputs`, `run`, read `outputs`.
+
+    One thread at a time. On a GPU `run` returns at once; what the current stream does next finds the outputs.
+    """
+
+    inputs: Mapping[str, torch.Tensor]
+    outputs: Mapping[str, torch.Tensor]
+    _held: Held
+
+    def run(self) -> None:
+        """Raises RequestError naming the failing step."""
+        self._held.run()
 
 
 def _storage(spec: TensorSpec) -> torch.dtype | None:

@@ -14,6 +14,7 @@ from venturi.core.errors import DeviceError
 from venturi.core.progress import ProgressCallback, report
 from venturi.runtime.context import Context
 from venturi.runtime.executable import Executable
+from venturi.runtime.held import Held
 from venturi.runtime.profiler import Profiler
 from venturi.tuning.timer import CpuTimer, Timer
 
@@ -36,6 +37,8 @@ class RunContext(Protocol):
     def arena_bytes(self) -> int: ...
 
     def binding_of(self, args: Sequence[Any]) -> Any: ...
+
+    def hold(self, args: Sequence[Any]) -> Held: ...
 
 
 class Target(Protocol):

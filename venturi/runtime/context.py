@@ -17,6 +17,7 @@ from venturi.backends.reference.program import OPERATOR_ERRORS
 from venturi.core.errors import RequestError, VenturiError
 from venturi.engine.memory_plan import Lifetime, join_lifetimes, plan_memory
 from venturi.runtime.executable import Call, Executable
+from venturi.runtime.held import Held, hold_on_host
 from venturi.runtime.profiler import Profiler
 from venturi.runtime.segment import Program, arrange
 from venturi.runtime.watch import Watch
@@ -67,6 +68,10 @@ class Context:
 
     def binding_of(self, args: Sequence[Any]) -> Binding | None:
         return self._bindings.get(tuple(tuple(a.shape) if hasattr(a, "shape") else None for a in args))
+
+    def hold(self, args: Sequence[Any]) -> Held:
+        """Copies of `args`, and outputs, at fixed places. Raises RequestError."""
+        return hold_on_host(self.run, args)
 
     def _environment(self, args: Sequence[Any]) -> list[Any]:
         env = list(self._executable.template)

@@ -17,6 +17,7 @@ from venturi.core.errors import RequestError, VenturiError
 from venturi.core.log import logger
 from venturi.runtime.context import failure, place
 from venturi.runtime.executable import Call, Executable
+from venturi.runtime.held import Held
 from venturi.runtime.profiler import Profiler
 
 MAX_BINDINGS = 16
@@ -70,6 +71,16 @@ class CudaContext:
             held.copy_(given, non_blocking=True)
         graph.replay()
         return [x.clone() for x in binding.outputs]
+
+    def hold(self, args: Sequence[Any]) -> Held:
+        """Device copies of `args`, and outputs, where the graph of their shapes has them. Raises RequestError when
+        there is no such graph."""
+        self.run(args)
+        binding = self._bindings[_key(args)]
+        if binding.graph is None:
+            raise RequestError(f"the engine runs without a CUDA graph for these shapes: {binding.reason}")
+        binding.graph.replay()
+        return Held(binding.inputs, binding.outputs, binding.graph.replay)
 
     @property
     def arena_bytes(self) -> int:

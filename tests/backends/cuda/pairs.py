@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 import venturi as vt
+from tests.backends.cpu.test_native_quantized import Model
+from tests.backends.cuda.quantized_models import optimized, quantized_regions
 from tests.backends.cuda.test_early import weight
 from tests.passes.harness import optimize
 from venturi.backends.base import RegionView
@@ -30,4 +32,22 @@ def pair_region(size, depth, wide, narrow, *, residual=True, both=True, skip=Fal
     model = optimize(net, "fp16")
     first, second = [n for n in model.graph if is_region(n)][-2:]
     pair = form_region("pair", [*dissolve(first), *dissolve(second)])
+    return RegionView(pair, stored_weights(model.graph))
+
+
+def quantized_pair(shape, wide, narrow, *, residual):
+    """Of bytes, the wide tensor with another reader."""
+    m = Model("s8")
+    x = m.quantized("x", 0.02, 3)
+    y = m.add("Conv", [x, m.weight((wide, shape[1], 1, 1), 0)], kernel_shape=[1, 1])
+    if residual:
+        skip = m.quantized(m.add("Conv", [x, m.weight((wide, shape[1], 1, 1), 0)], kernel_shape=[1, 1]), 0.0473, 0)
+        y = m.add("Add", [y, skip])
+    y = m.quantized(m.add("Relu", [y]), 0.0581, -5)
+    z = m.add("Conv", [y, m.weight((narrow, wide, 1, 1), 0)], kernel_shape=[1, 1])
+    z = m.quantized(m.add("Relu", [z]), 0.19, 0)
+    model = optimized(m, shape, m.add("Concat", [z, y], axis=1))
+    second = quantized_regions(model)[-1].node
+    between = next(v for v in second.inputs if v.producer() is not None and is_region(v.producer()))
+    pair = form_region("pair", [*dissolve(between.producer()), *dissolve(second)])
     return RegionView(pair, stored_weights(model.graph))

@@ -20,9 +20,18 @@ from venturi.backends.cuda.codegen.early import GLUON_HEADER, descriptor_type
 from venturi.backends.cuda.codegen.element import Element
 from venturi.backends.cuda.codegen.expressions import rounded
 from venturi.backends.cuda.codegen.module import HEADER, OVERLAP_HEADER, PRELUDE, described, indent, pointer_type
-from venturi.backends.cuda.codegen.sums import CONSUMER_REGISTERS, PRODUCER_REGISTERS, chunk_of, ordered, rows_layout
+from venturi.backends.cuda.codegen.sums import (
+    BYTES_PRELUDE,
+    CONSUMER_REGISTERS,
+    PRODUCER_REGISTERS,
+    chunk_of,
+    ordered,
+    rows_layout,
+    widened,
+)
 from venturi.backends.cuda.codegen.tile import Computed, TileBody
 from venturi.backends.cuda.kernel import KernelSource
+from venturi.ir.dtypes import DT
 
 WARPS = 4
 
@@ -41,17 +50,19 @@ class PairTile:
 
 @dataclass(frozen=True)
 class PairSizes:
-    """[M, depth] x [depth, wide], then x [wide, narrow], in elements."""
+    """[M, depth] x [depth, wide], then x [wide, narrow], in elements; depth in steps of `deep`."""
 
     depth: int
     wide: int
     narrow: int
+    deep: int
 
     def chunks(self, element: Element) -> int:
         return self.wide // element.step
 
-    def steps(self, element: Element) -> int:
-        return self.depth // element.step
+    @property
+    def steps(self) -> int:
+        return self.depth // self.deep
 
     def chunk_bytes(self, element: Element) -> int:
         """Of both weights."""
@@ -79,16 +90,16 @@ def pair_source(
     columns = first.arguments[: len(first.columns)]
     results = [*wide, *columns, "narrow", *map(_of_second, second.arguments)]
     everything = ", ".join([*shared, *results, "BM"])
-    chunks, steps, ring = s.chunks(element), s.steps(element), c.ring or s.chunks(element)
+    steps, ring = s.steps, c.ring or s.chunks(element)
     barrier = "gl.allocate_shared_memory(gl.int64, [{}, 1], mbarrier.MBarrierLayout())".format
     text = "\n".join([
         described(region),
-        HEADER + GLUON_HEADER + OVERLAP_HEADER + PRELUDE,
+        HEADER + GLUON_HEADER + OVERLAP_HEADER + PRELUDE + (BYTES_PRELUDE if element.dtype == DT.INT8 else ""),
         *_epilogue("_first", first),
         *_epilogue("_second", second),
         "@gluon.jit",
         f"def _produce({', '.join(shared)}, BM: gl.constexpr):",
-        *indent(_produce(c, chunks, steps, element, bool(first.tiles))),
+        *indent(_produce(c, s, element, bool(first.tiles))),
         "\n\n@gluon.jit",
         f"def _consume({', '.join([*shared, *results])}, BM: gl.constexpr, GROUP: gl.constexpr):",
         *indent(_consume(first, second, element, c, s, stores_wide)),
@@ -120,8 +131,8 @@ def pair_source(
         "",
     ])  # fmt: skip
     signature = [
-        ("x", descriptor_type(element, (c.rows, element.step))),
-        ("w1", descriptor_type(element, (element.step, element.step))),
+        ("x", descriptor_type(element, (c.rows, s.deep))),
+        ("w1", descriptor_type(element, (element.step, s.deep))),
         ("w2", descriptor_type(element, (s.narrow, element.step))),
         *(("skip", descriptor_type(element, (c.rows, element.step))) for _ in first.tiles),
         *((name, pointer_type(first.output.dtype)) for name in wide),
@@ -161,10 +172,11 @@ def _operands(tile: TileBody) -> list[str]:
 def _epilogue(name: str, tile: TileBody) -> list[str]:
     out_type = tile.output.dtype
     assert out_type is not None
+    result = "result.to(tl.int8)" if out_type == DT.INT8 else rounded("result", out_type)
     return [
         "@gluon.jit",
         f"def {name}({', '.join(['acc', *_operands(tile)])}):",
-        *indent([*tile.lines, f"return {rounded('result', out_type)}"]),
+        *indent([*tile.lines, f"return {result}"]),
         "\n",
     ]
 
@@ -173,14 +185,15 @@ def _tiles(c: PairTile) -> str:
     return f"range(tl.program_id(0), tl.cdiv(M, {c.groups} * BM), tl.num_programs(0))"
 
 
-def _produce(c: PairTile, chunks: int, steps: int, element: Element, residual: bool) -> list[str]:
+def _produce(c: PairTile, s: PairSizes, element: Element, residual: bool) -> list[str]:
     """Weights that stay are asked for before the kernel in front has ended: nobody writes them."""
+    chunks, steps = s.chunks(element), s.steps
 
     def weights(barrier: str, slot: str, j: str) -> list[str]:
         return [
             f"mbarrier.expect({barrier}, {steps} * w1.block_type.nbytes + w2.block_type.nbytes)",
             f"for k in gl.static_range({steps}):",
-            f"    tma.async_copy_global_to_shared(w1, [{j} * {element.step}, k * {element.step}], {barrier}, "
+            f"    tma.async_copy_global_to_shared(w1, [{j} * {element.step}, k * {s.deep}], {barrier}, "
             f"weights1.index({slot} * {steps} + k))",
             f"tma.async_copy_global_to_shared(w2, [0, {j} * {element.step}], {barrier}, weights2.index({slot}))",
         ]
@@ -219,7 +232,7 @@ def _produce(c: PairTile, chunks: int, steps: int, element: Element, residual: b
         f"        mbarrier.wait(free.index(place), ((count // {c.stages}) & 1) ^ 1)",
         f"        mbarrier.expect(there.index(place), {steps} * x.block_type.nbytes)",
         f"        for k in gl.static_range({steps}):",
-        f"            tma.async_copy_global_to_shared(x, [(tile * {c.groups} + group) * BM, k * {element.step}], "
+        f"            tma.async_copy_global_to_shared(x, [(tile * {c.groups} + group) * BM, k * {s.deep}], "
         f"there.index(place), image.index(place * {steps} + k))",
         "        count += 1",
         *([f"    for j in range({chunks}):", *indent(of_a_chunk, 2)] if of_a_chunk else []),
@@ -234,7 +247,7 @@ def _consume(
     lines = [
         f"sums: gl.constexpr = {element.sums_layout(WARPS, step)}",
         f"totals: gl.constexpr = {element.sums_layout(WARPS, narrow)}",
-        f"operand: gl.constexpr = gl.DotOperandLayout(0, totals, {4 // element.bytes})",
+        f"operand: gl.constexpr = gl.DotOperandLayout(0, totals, {_together(element)})",
         f"rows: gl.constexpr = {rows_layout(c.rows, step, chunk_of(first), f'[BM, {step}]')}",
         f"narrow_rows: gl.constexpr = {rows_layout(c.rows, narrow, chunk, f'[BM, {narrow}]')}",
         "count = GROUP",
@@ -261,7 +274,7 @@ def _consume(
         body += _chunk(j, first, element, c, s, stores_wide)
     last = s.chunks(element) - 1
     body += [
-        f"total, y{last} = warpgroup_mma_wait(0, deps=(total, y{last}))",
+        *([] if element.bytes == 1 else [_wait("total", f"y{last}")]),
         *_pass_on(c, first),
         f"count += {c.groups}",
         f"down = gl.arange(0, BM, gl.SliceLayout(1, narrow_rows)) + {start}",
@@ -280,17 +293,17 @@ def _consume(
 
 def _chunk(j: int, first: TileBody, element: Element, c: PairTile, s: PairSizes, stores_wide: bool) -> list[str]:
     """Columns of the wide tensor from j * step on: sums, epilogue, and their part of the second sums."""
-    step, steps, last = element.step, s.steps(element), j + 1 == s.chunks(element)
+    step, steps, last = element.step, s.steps, j + 1 == s.chunks(element)
     slot = f"part % {c.ring}" if c.ring else str(j)
-    waits = ["acc"] if j == 0 else ["acc", "total", f"y{j - 1}"]
-    chunk = chunk_of(first)
+    waits = ["acc"] if j == 0 or element.bytes == 1 else ["acc", "total", f"y{j - 1}"]
+    chunk, together = chunk_of(first), _together(element)
     return [
         *([f"mbarrier.wait(ready.index(part % {c.ring}), (part // {c.ring}) & 1)"] if c.ring else []),
         f"acc = gl.zeros((BM, {step}), {element.sums}, sums)",
         f"for k in gl.static_range({steps}):",
         f"    acc = warpgroup_mma(image.index(place * {steps} + k), "
         f"weights1.index(({slot}) * {steps} + k).permute((1, 0)), acc, is_async=True)",
-        f"{', '.join(waits)} = warpgroup_mma_wait(0, deps=({', '.join(waits)},))",
+        _wait(*waits),
         *(_pass_on(c, first) if j else []),
         *(["mbarrier.arrive(free.index(place), count=1)"] if last else []),
         *ordered(step, chunk, "acc", "rows", f"[BM, {step}]"),
@@ -298,7 +311,7 @@ def _chunk(j: int, first: TileBody, element: Element, c: PairTile, s: PairSizes,
         *(
             [
                 f"mbarrier.wait(given.index(asked % {c.ahead}), (asked // {c.ahead}) & 1)",
-                f"t0 = residuals.index(asked % {c.ahead}).load(rows).to(tl.float32)",
+                f"t0 = {widened(f'residuals.index(asked % {c.ahead}).load(rows)', element.dtype)}",
                 f"asked += {c.groups}",
             ]
             if first.tiles
@@ -306,11 +319,24 @@ def _chunk(j: int, first: TileBody, element: Element, c: PairTile, s: PairSizes,
         ),
         f"result{j} = _first({', '.join(['acc', *_operands(first)])})",
         *([f"tl.store(wide + at + {j * step}, result{j}, mask=mask)"] if stores_wide else []),
-        f"y{j} = gl.permute(gl.reshape(result{j}, [BM, {step // (4 * chunk)}, 4, {chunk // 2}, 2]), (0, 1, 3, 2, 4))",
+        f"y{j} = gl.reshape(result{j}, [BM, {step // (4 * chunk)}, 4, {chunk // together}, {together}])",
+        f"y{j} = gl.permute(y{j}, (0, 1, 3, 2, 4))",
         f"y{j} = gl.convert_layout(gl.reshape(y{j}, [BM, {step}]), operand)",
         f"total = warpgroup_mma(y{j}, weights2.index({slot}).permute((1, 0)), total, is_async=True)",
+        *([_wait("total")] if element.bytes == 1 else []),
         *(["part += 1"] if c.ring else []),
     ]
+
+
+def _wait(*names: str) -> str:
+    """For sums, whose operands in registers stay as they are until then. Triton cannot keep bytes: theirs are waited
+    for at once."""
+    return f"{', '.join(names)} = warpgroup_mma_wait(0, deps=({', '.join(names)},))"
+
+
+def _together(element: Element) -> int:
+    """Neighbours along K that a thread has of a left operand in registers: four bytes."""
+    return 4 // element.bytes
 
 
 def _pass_on(c: PairTile, first: TileBody) -> list[str]:

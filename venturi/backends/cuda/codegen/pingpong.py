@@ -22,7 +22,15 @@ from venturi.backends.cuda.codegen.expressions import rounded
 from venturi.backends.cuda.codegen.gemm import GROUPED_TILE
 from venturi.backends.cuda.codegen.module import HEADER, OVERLAP_HEADER, PRELUDE, described, indent, pointer_type
 from venturi.backends.cuda.codegen.reader import Box, Reader, conv_reader, product_reader
-from venturi.backends.cuda.codegen.sums import CONSUMER_REGISTERS, PRODUCER_REGISTERS, chunk_of, ordered, rows_layout
+from venturi.backends.cuda.codegen.sums import (
+    BYTES_PRELUDE,
+    CONSUMER_REGISTERS,
+    PRODUCER_REGISTERS,
+    chunk_of,
+    ordered,
+    rows_layout,
+    widened,
+)
 from venturi.backends.cuda.codegen.tile import TileBody
 from venturi.backends.cuda.kernel import KernelSource
 from venturi.ir.dtypes import DT
@@ -30,17 +38,6 @@ from venturi.ir.dtypes import DT
 WARPS = 4
 # Residuals of these types are loaded before the sums: registers are enough to keep them.
 _EARLY = (DT.INT8, DT.UINT8, DT.FLOAT16, DT.BFLOAT16)
-# The conversion of bytes is an instruction of few units. 0x4B0000xx is 2^23 + xx.
-_BYTES_PRELUDE = """
-@triton.jit
-def _real_bytes(x):
-    return tl.inline_asm_elementwise(
-        "{ .reg .b32 u; xor.b32 u, $4, 0x80808080; prmt.b32 $0, u, 0x4B000000, 0x7440; "
-        "prmt.b32 $1, u, 0x4B000000, 0x7441; prmt.b32 $2, u, 0x4B000000, 0x7442; "
-        "prmt.b32 $3, u, 0x4B000000, 0x7443; }",
-        "=f,=f,=f,=f,r", [x], dtype=tl.float32, is_pure=True, pack=4) - 8388736.0
-
-"""
 # Elements of a tile that leave registers for the columns of its epilogue during the sums.
 _SMALL = 64 * 128
 _MOST_ACROSS = 16
@@ -79,7 +76,7 @@ def _source(
     results = ["c", *tile.arguments]
     constants = "BM: tl.constexpr, BN: tl.constexpr"
     registers = CONSUMER_REGISTERS[size.groups]
-    prelude = _BYTES_PRELUDE if any(v.dtype == DT.INT8 for v in tile.tiles) else ""
+    prelude = BYTES_PRELUDE if any(v.dtype == DT.INT8 for v in tile.tiles) else ""
     everything = ", ".join([*operands, *results, "BM", "BN"])
     text = "\n".join([
         described(region),
@@ -196,7 +193,7 @@ def _consume(tile: TileBody, element: Element, size: PingpongTile, reader: Reade
         f"    count += {size.groups - 1} * steps",
         *indent(ordered(size.columns, chunk)),
         *indent([] if small else vectors),
-        *(f"    t{i} = {_widened(f'early{i}', tile.tiles[i].dtype)}" for i in early),
+        *(f"    t{i} = {widened(f'early{i}', tile.tiles[i].dtype)}" for i in early),
         *(f"    t{i} = tl.load(tile{i} + at, mask=mask, other=0.0).to(tl.float32)" for i in late),
         *indent(tile.lines),
         f"    tl.store(c + at, {rounded('result', out_type)}, mask=mask)",
@@ -207,7 +204,3 @@ def _order(size: PingpongTile, reader: Reader) -> list[str]:
     """From a tile's number to its place: all columns of some rows before the next, in groups where they are many."""
     across = -(-reader.columns // size.columns)
     return [f"pm = tile // {across}", f"pn = tile % {across}"] if across <= _MOST_ACROSS else GROUPED_TILE
-
-
-def _widened(name: str, dtype: DT | None) -> str:
-    return f"_real_bytes({name})" if dtype == DT.INT8 else f"{name}.to(tl.float32)"

@@ -10,10 +10,22 @@ import torch
 import torch.nn.functional as F
 
 from venturi.backends.cuda.codegen.tile import TileBody
+from venturi.ir.dtypes import DT
 from venturi.ops.tensors import STORAGE
 
 # A thread's registers, by the number of warpgroups that compute, and those of the warp that feeds them.
 CONSUMER_REGISTERS, PRODUCER_REGISTERS = {2: 240, 3: 160}, 24
+# The conversion of bytes is an instruction of few units. 0x4B0000xx is 2^23 + xx.
+BYTES_PRELUDE = """
+@triton.jit
+def _real_bytes(x):
+    return tl.inline_asm_elementwise(
+        "{ .reg .b32 u; xor.b32 u, $4, 0x80808080; prmt.b32 $0, u, 0x4B000000, 0x7440; "
+        "prmt.b32 $1, u, 0x4B000000, 0x7441; prmt.b32 $2, u, 0x4B000000, 0x7442; "
+        "prmt.b32 $3, u, 0x4B000000, 0x7443; }",
+        "=f,=f,=f,=f,r", [x], dtype=tl.float32, is_pure=True, pack=4) - 8388736.0
+
+"""
 
 
 def chunk_of(tile: TileBody) -> int:
@@ -40,10 +52,15 @@ def ordered(columns: int, chunk: int, acc: str = "acc", rows: str = "rows", shap
     ]
 
 
-def shuffled(weight: torch.Tensor, tile: TileBody, columns: int) -> torch.Tensor:
+def shuffled(weight: torch.Tensor, tile: TileBody, columns: int, together: int = 2) -> torch.Tensor:
     """Weights [n, k] as the kernels read them: [n padded to whole tiles of `columns`, k], rows of every tile in
-    another order."""
+    another order. A thread has `together` neighbours of them in sums, other numbers in operands."""
     chunk = chunk_of(tile)
     padded = F.pad(weight, [0, 0, 0, -weight.shape[0] % columns])
-    tiles = padded.reshape(-1, columns // (4 * chunk), 4, chunk // 2, 2, weight.shape[1])
+    tiles = padded.reshape(-1, columns // (4 * chunk), 4, chunk // together, together, weight.shape[1])
     return tiles.permute(0, 1, 3, 2, 4, 5).reshape(padded.shape).contiguous()
+
+
+def widened(name: str, dtype: DT | None) -> str:
+    """A residual in fp32."""
+    return f"_real_bytes({name})" if dtype == DT.INT8 else f"{name}.to(tl.float32)"

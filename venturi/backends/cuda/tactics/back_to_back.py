@@ -10,12 +10,11 @@ import torch
 
 from venturi.backends.base import Config, Kernel, RegionView
 from venturi.backends.cuda.codegen.back_to_back import PairSizes, PairTile, pair_source
-from venturi.backends.cuda.codegen.element import HALF
 from venturi.backends.cuda.codegen.sums import shuffled
 from venturi.backends.cuda.device import KernelDevice
 from venturi.backends.cuda.kernel import KernelSource
 from venturi.backends.cuda.tactics.conv import NHWC, Convolution, nhwc, read_convolution
-from venturi.backends.cuda.tactics.early import ALL_SHARED, ARCH
+from venturi.backends.cuda.tactics.early import ALL_SHARED, ARCH, tap_step
 from venturi.backends.cuda.tactics.reference import DeviceReference
 from venturi.backends.part_view import PartView, parts_of
 from venturi.ops.tensors import STORAGE
@@ -41,7 +40,8 @@ class PairOfConvs:
 
     @property
     def sizes(self) -> PairSizes:
-        return PairSizes(self.first.geometry.channels, self.first.geometry.outputs, self.second.geometry.outputs)
+        g = self.first.geometry
+        return PairSizes(g.channels, g.outputs, self.second.geometry.outputs, tap_step(g, self.first.element))
 
 
 def read_pair(region: RegionView) -> PairOfConvs | str:
@@ -57,8 +57,8 @@ def read_pair(region: RegionView) -> PairOfConvs | str:
     pair = PairOfConvs(parts, first, second)
     if not (first.geometry.is_product and second.geometry.is_product) or first.is_padded or second.is_padded:
         return "not 1x1 with unit strides"
-    if first.dtype not in HALF or second.dtype != first.dtype or first.tile.output.dtype != first.dtype:
-        return "not half precision"
+    if second.dtype != first.dtype or first.tile.output.dtype != first.dtype:
+        return "not of the same type throughout"
     if parts[1].dynamic[second.first] is not first.tile.output or any(
         v is first.tile.output for v in second.tile.tiles
     ):
@@ -66,8 +66,8 @@ def read_pair(region: RegionView) -> PairOfConvs | str:
     if any(v.dtype != first.dtype for v in first.tile.tiles) or len(first.tile.tiles) > 1:
         return "more than one residual, or one of another type"
     s, step = pair.sizes, first.element.step
-    if s.depth % step or s.wide % step or s.wide // step > MAX_CHUNKS or s.narrow not in NARROW:
-        return f"{s.depth} -> {s.wide} -> {s.narrow} channels: not multiples of {step} that fit"
+    if s.depth % s.deep or s.wide % step or s.wide // step > MAX_CHUNKS or s.narrow not in NARROW:
+        return f"{s.depth} -> {s.wide} -> {s.narrow} channels: not multiples of {s.deep} and {step} that fit"
     return pair
 
 
@@ -108,7 +108,8 @@ class BackToBack:
         w1, w2 = _weights(pair)
         columns = [conv.tile.column_tensors(part) for conv, part in zip((pair.first, pair.second), pair.parts)]
         tiles = [[region.position(v) for v in conv.tile.tiles] for conv in (pair.first, pair.second)]
-        dtype, both = STORAGE[pair.first.dtype], len(region.outputs) == 2
+        dtypes = [STORAGE[conv.tile.output.dtype] for conv in (pair.first, pair.second)]  # type: ignore[index]
+        both = len(region.outputs) == 2
         assert x_at is not None
         at = x_at
 
@@ -120,7 +121,7 @@ class BackToBack:
             pixels = images * height * width
             wide, narrow = (
                 torch.empty((images, n, height, width), dtype=dtype, device=x.device, memory_format=NHWC)
-                for n in (s.wide if both else 0, s.narrow)
+                for n, dtype in zip((s.wide if both else 0, s.narrow), dtypes)
             )
             extra = [[nhwc(args[p]) for p in found if p is not None] for found in tiles]
             flat = [_pixels(t, pixels) for t in (x, *extra[0])]
@@ -161,5 +162,6 @@ def _weights(pair: PairOfConvs) -> tuple[T, T]:
     """As the kernel reads them: columns of the second in the order in which the first one's sums lie."""
     (first, second), step = pair.parts, pair.first.element.step
     w1 = shuffled(pair.first.packed(first), pair.first.tile, step)
-    w2 = shuffled(pair.second.packed(second).T.contiguous(), pair.first.tile, step).T.contiguous()
+    together = 4 // pair.first.element.bytes
+    w2 = shuffled(pair.second.packed(second).T.contiguous(), pair.first.tile, step, together).T.contiguous()
     return w1, shuffled(w2, pair.second.tile, pair.sizes.narrow)
