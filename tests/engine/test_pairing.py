@@ -152,10 +152,20 @@ def test_a_reader_between_the_two_comes_after_the_pair():
     torch.testing.assert_close(bench.run(np.ones((2, 4, 6, 6), np.float32)), bench.before)
 
 
-def test_two_that_share_another_input_stay_apart():
-    """The second reads more than what the first gives."""
+def test_the_second_may_read_what_does_not_come_from_the_first():
     net = vt.Network()
     x = net.input("x", (2, 4, 6, 6))
     wide = net.relu(net.conv(x, w(8, 4, 1, 1), w(8)))
-    net.output("y", net.relu(net.conv(wide, w(4, 8, 1, 1), w(4)) + x))
+    net.output("y", net.relu(net.conv(wide, w(4, 8, 1, 1), w(4)) + net.softmax(x)))
+    bench = Bench(net, 10.0)
+    verify(bench.graph)
+    assert len(bench.pairs) == 1
+    torch.testing.assert_close(bench.run(np.ones((2, 4, 6, 6), np.float32)), bench.before)
+
+
+def test_what_would_be_a_cycle_stays_apart():
+    """Between the first and the second there is another node."""
+    net = vt.Network()
+    wide = net.relu(net.conv(net.input("x", (2, 4, 6, 6)), w(8, 4, 1, 1), w(8)))
+    net.output("y", net.relu(net.conv(wide, w(8, 8, 1, 1), w(8)) + net.softmax(wide)))
     assert not Bench(net, 10.0).pairs

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import venturi as vt
-from tests.backends.cuda.pairs import pair_region, quantized_pair
+from tests.backends.cuda.pairs import branches_region, pair_region, quantized_pair
 from tests.backends.cuda.test_early import weight
 from tests.gpu.test_cuda_early import device  # noqa: F401
 from venturi.backends.base import disagreement, region_slack, region_ulps
@@ -14,6 +14,7 @@ from venturi.backends.cuda.backend import exact
 from venturi.backends.cuda.device import DeviceWeights
 from venturi.backends.cuda.placement import OnDevice
 from venturi.backends.cuda.tactics.back_to_back import BackToBack
+from venturi.backends.cuda.tactics.branches import BranchesConv
 from venturi.backends.cuda.tactics.reference import DeviceReference
 
 pytestmark = pytest.mark.gpu
@@ -71,6 +72,35 @@ def test_pairs_of_bytes(device, depth, wide, narrow, residual):  # noqa: F811
         assert disagreement(got, want, region_ulps(region), slack=region_slack(region)) is None, config
         assert all(float((x != y).float().mean()) < 0.02 for x, y in zip(got, want)), config
         assert all(same(run(*args), got) for _ in range(10)), config
+
+
+@pytest.mark.parametrize(
+    "size, here, there, out, stride",
+    [((33, 29, 31), 64, 64, 256, 1), ((64, 28, 28), 128, 256, 512, 2), ((65, 14, 15), 256, 512, 1000, 2)],
+    ids=str,
+)
+@pytest.mark.parametrize("options", [{}, {"bias": False, "activation": False}], ids=str)
+def test_branches(device, size, here, there, out, stride, options):  # noqa: F811
+    region = branches_region(size, here, there, out, stride=stride, **options)
+    tactic = BranchesConv(device)
+    candidates = tactic.match(region)
+    assert not isinstance(candidates, str), candidates
+    region.weights = DeviceWeights(region.weights, torch.device("cuda"))
+    device.store.compile(s for c in candidates for s in tactic.sources(region, c))
+    shapes = [tuple(v.shape) for v in region.dynamic]
+    args = [torch.randn(shape, device="cuda").half().to(memory_format=torch.channels_last) for shape in shapes]
+    poisoned = [x.clone(memory_format=torch.preserve_format) for x in args]
+    for x in poisoned:
+        x[0, 0, 0, 0], x[-1, -1, 0, 0], x[1, 1, 1, 1] = float("nan"), float("inf"), float("nan")
+    reference = DeviceReference().bind(region, {})
+    with exact():
+        want, want_poisoned = reference.run(*args), reference.run(*poisoned)
+    for config in candidates:
+        run = OnDevice(tactic, args[0].device).bind(region, config).run
+        got = run(*args)
+        assert disagreement(got, want, region_ulps(region)) is None, config
+        assert disagreement(run(*poisoned), want_poisoned, region_ulps(region)) is None, config
+        assert all(same((run(*args),), (got,)) for _ in range(10)), config
 
 
 def test_an_engine_joins_what_becomes_faster(device, tmp_path):  # noqa: F811

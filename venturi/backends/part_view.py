@@ -43,6 +43,20 @@ def parts_of(region: RegionView) -> tuple[PartView, PartView] | None:
     return PartView(region, first, _kind(first)), PartView(region, second, _kind(second))
 
 
+def branches_of(region: RegionView) -> tuple[PartView, PartView] | None:
+    """A contraction and another one that adds it to its own; None of anything else."""
+    anchors = [n for n in region.nodes if not n.domain and n.op_type in _ANCHORS]
+    if region.kind != PAIR or len(anchors) != 2:
+        return None
+    for shortcut, other in (anchors, anchors[::-1]):
+        users = [u for u, _ in shortcut.outputs[0].uses()]
+        if len(users) == 1 and users[0].op_type == "Add" and shortcut.outputs[0] not in region.outputs:
+            rest = [n for n in region.nodes if n is not shortcut]
+            if rest[0] is other and shortcut not in _behind(other.outputs[0]) and rest[1:]:
+                return PartView(region, [shortcut], "conv"), PartView(region, rest, "conv")
+    return None
+
+
 def _behind(value: ir.Value | None) -> set[ir.Node]:
     """Nodes that `value` is computed by."""
     found: set[ir.Node] = set()

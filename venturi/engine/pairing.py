@@ -1,16 +1,18 @@
 """Joins two Regions into one kernel where the whole engine becomes faster by it.
 
-The second reads nothing but what the first one computes. Which of such pairs are worth it only time can tell: a kernel
-for both saves reading a tensor, and gives up what either does best alone. Pairs that solve the same problem are joined
-together, in a copy of the graph, the most expensive first; they stay joined when the engine becomes faster.
+The second reads what the first one computes, and nothing else that comes from there. Which of such pairs are worth it
+only time can tell: a kernel for both saves writing or reading a tensor, and gives up what either does best alone. Pairs
+that solve the same problem are joined together, in a copy of the graph, those that save the most first; they stay
+joined when the engine becomes faster.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -87,23 +89,18 @@ class Pairing:
             plan.kernels[:], plan.problems[:] = settled.kernels, settled.problems
 
     def _groups(self, plan: Settled) -> list[list[Place]]:
-        """Pairs that some tactic takes, those that are alike together, the most expensive first."""
+        """Pairs that some tactic takes, those that are alike together, those that move the most less first."""
         nodes = list(self.graph)
-        at = {node: i for i, node in enumerate(nodes)}
         found: dict[tuple[str, str, bool], list[Place]] = {}
         takes: dict[tuple[str, str, bool], bool] = {}
-        for j, second in enumerate(nodes):
-            reads = set(reads_of(second, self.weights))
-            first = next(iter(reads)).producer() if len(reads) == 1 else None
-            if first is None or first not in at or not is_region(first) or not is_region(second):
-                continue
-            i = at[first]
+        for i, j in _neighbours(nodes, self.weights):
+            first = nodes[i]
             key = (plan.problems[i], plan.problems[j], len(list(first.outputs[0].uses())) == 1)
             if key not in takes:
                 takes[key] = bool(plan.problems[i] and plan.problems[j]) and self._has_tactic((i, j))
             if takes[key]:
                 found.setdefault(key, []).append((i, j))
-        return sorted(found.values(), key=lambda places: -sum(_us(plan, p) for p in places))
+        return sorted(found.values(), key=lambda places: -_saved(nodes[places[0][0]]))
 
     def _has_tactic(self, place: Place) -> bool:
         (region,) = self._regions([place])
@@ -163,11 +160,11 @@ class Pairing:
             return []
         found, nodes = [], list(self.graph)
         for place, region in zip(places, self._regions(places)):
-            (a, b), between = (plan.steps[i] for i in place), nodes[place[0]].outputs[0]
-            saved = _nbytes(between) * (1 if len(region.outputs) > 1 else 2)
+            a, b = (plan.steps[i] for i in place)
             step = Step(
                 region.name, PAIR, tuple(n.op_type for n in region.nodes), m.tactic, dict(m.config),
-                tuple(region.sources), choice.measurements, a.flops + b.flops, a.bytes + b.bytes - saved, region.layout,
+                tuple(region.sources), choice.measurements, a.flops + b.flops,
+                a.bytes + b.bytes - _saved(nodes[place[0]]), region.layout,
             )  # fmt: skip
             try:
                 found.append(Joined(place, step, tactic.bind(region, m.config)))
@@ -189,7 +186,7 @@ class Pairing:
 def _join(first: ir.Node, second: ir.Node) -> ir.Node:
     """One Region that computes both, in the graph of both."""
     name, layout = f"{first.name}+{second.name}", second.metadata_props.get(LAYOUT)
-    pair = form_region(PAIR, [*dissolve(first), *dissolve(second)])
+    pair = form_region(PAIR, [m for n in (first, second) for m in (dissolve(n) if is_region(n) else [n])])
     pair.name = name
     if layout is not None:
         pair.metadata_props[LAYOUT] = layout
@@ -221,8 +218,23 @@ def _places(m: Measurement) -> list[Place]:
     return [(int(i), int(j)) for i, _, j in (text.partition(":") for text in m.reason.split())]
 
 
-def _us(plan: Settled, place: Place) -> float:
-    return sum(plan.steps[i].time_us or 0.0 for i in place)
+def _neighbours(nodes: Sequence[ir.Node], weights: Mapping[str, Any]) -> Iterator[Place]:
+    """Nodes and Regions that read them, where nothing else that a Region reads comes from what it is joined with."""
+    at = {node: i for i, node in enumerate(nodes)}
+    behind: list[int] = []  # bit i: node i comes before
+    for j, second in enumerate(nodes):
+        reads = [at[p] for v in dict.fromkeys(reads_of(second, weights)) if (p := v.producer()) is not None and p in at]
+        behind.append(functools.reduce(lambda found, i: found | behind[i] | 1 << i, reads, 0))
+        for i in reads if is_region(second) else ():
+            if not any(behind[k] >> i & 1 for k in reads):
+                yield i, j
+
+
+def _saved(first: ir.Node) -> int:
+    """Bytes of what lies between: not read again, and not written if nobody else reads it."""
+    value = first.outputs[0]
+    alone = len(list(value.uses())) == 1 and not value.is_graph_output()
+    return _nbytes(value) * (2 if alone else 1)
 
 
 def _nbytes(value: ir.Value) -> int:

@@ -51,3 +51,20 @@ def quantized_pair(shape, wide, narrow, *, residual):
     between = next(v for v in second.inputs if v.producer() is not None and is_region(v.producer()))
     pair = form_region("pair", [*dissolve(between.producer()), *dissolve(second)])
     return RegionView(pair, stored_weights(model.graph))
+
+
+def branches_region(size, here, there, out, *, stride=1, bias=True, activation=True):
+    """A 1x1 convolution of `here` channels, to which one of `there` channels is added."""
+    net = vt.Network()
+    images, height, width = size
+    x = net.input("x", (images, here, height, width))
+    z = net.input("z", (images, there, height * stride, width * stride))
+    shortcut = net.conv(z, weight(out, there, 1, 1) * np.float32(there**-0.5), weight(out) if bias else None,
+                        strides=[stride] * 2)  # fmt: skip
+    y = net.conv(x, weight(out, here, 1, 1) * np.float32(here**-0.5), weight(out) * 0.5) + shortcut
+    net.output("y", net.relu(y) if activation else y)
+    model = optimize(net, "fp16")
+    (last,) = [n for n in model.graph if is_region(n)]
+    first = next(v.producer() for v in last.inputs if v.producer() is not None and v.producer().op_type == "Conv")
+    pair = form_region("pair", [first, *dissolve(last)])
+    return RegionView(pair, stored_weights(model.graph))

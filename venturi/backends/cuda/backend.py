@@ -13,6 +13,7 @@ from venturi.backends.cuda.placement import OnDevice
 from venturi.backends.cuda.tactics.aten_conv import AtenCudnnConv
 from venturi.backends.cuda.tactics.attention import TritonAttention
 from venturi.backends.cuda.tactics.back_to_back import BackToBack
+from venturi.backends.cuda.tactics.branches import BranchesConv
 from venturi.backends.cuda.tactics.clusters import TritonPointwise, TritonRows
 from venturi.backends.cuda.tactics.conv import DepthwiseConv, ImplicitGemmConv, PixelProduct
 from venturi.backends.cuda.tactics.cublaslt import CublasLtGemm
@@ -56,6 +57,7 @@ def cuda_backend(device: KernelDevice, place: torch.device) -> Backend:
         StemConv(device),
         ImplicitGemmConv(device),
         BackToBack(device),
+        BranchesConv(device),
         CudnnConv(device),
         AtenCudnnConv(),
         DepthwiseConv(device),

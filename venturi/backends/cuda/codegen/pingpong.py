@@ -21,7 +21,7 @@ from venturi.backends.cuda.codegen.element import Element
 from venturi.backends.cuda.codegen.expressions import rounded
 from venturi.backends.cuda.codegen.gemm import GROUPED_TILE
 from venturi.backends.cuda.codegen.module import HEADER, OVERLAP_HEADER, PRELUDE, described, indent, pointer_type
-from venturi.backends.cuda.codegen.reader import Box, Reader, conv_reader, product_reader
+from venturi.backends.cuda.codegen.reader import Box, Reader, branches_reader, conv_reader, product_reader
 from venturi.backends.cuda.codegen.sums import (
     BYTES_PRELUDE,
     CONSUMER_REGISTERS,
@@ -69,10 +69,20 @@ def conv_source(
     return _source("conv_pingpong", region, tile, element, size, conv_reader(g, box, step), arch)
 
 
+def branches_source(
+    region: RegionView, tile: TileBody, element: Element, size: PingpongTile, here: ConvGeometry, there: ConvGeometry,
+    box: Box, step: int, arch: int,
+) -> KernelSource:  # fmt: skip
+    """The sum of two 1x1 convolutions over boxes of `size.rows` pixels, persistent."""
+    reader = branches_reader(here, there, box, step)
+    return _source("branches_pingpong", region, tile, element, size, reader, arch)
+
+
 def _source(
     name: str, region: RegionView, tile: TileBody, element: Element, size: PingpongTile, reader: Reader, arch: int
 ) -> KernelSource:
-    operands = ["a", "b", "a_ring", "b_ring", "free", "there", "turns", *reader.sizes]
+    images = ["a", *(["other"] if reader.other else [])]
+    operands = [*images, "b", "a_ring", "b_ring", "free", "there", "turns", *reader.sizes]
     results = ["c", *tile.arguments]
     constants = "BM: tl.constexpr, BN: tl.constexpr"
     registers = CONSUMER_REGISTERS[size.groups]
@@ -88,7 +98,7 @@ def _source(
         f"def _consume({', '.join([*operands, *results])}, {constants}, TURN: tl.constexpr):",
         *indent(_consume(tile, element, size, reader)),
         "\n\n@gluon.jit",
-        f"def {name}(a, b, {', '.join(results)}, {', '.join(reader.sizes)}, {constants}):",
+        f"def {name}({', '.join([*images, 'b', *results, *reader.sizes])}, {constants}):",
         *indent([
             "gdc_launch_dependents()",
             f"a_ring = gl.allocate_shared_memory(a.dtype, [{size.stages}] + a.block_type.shape, a.layout)",
@@ -111,6 +121,7 @@ def _source(
     ])  # fmt: skip
     signature = [
         ("a", descriptor_type(element, reader.block)),
+        *([("other", descriptor_type(element, reader.other.block))] if reader.other else []),
         ("b", descriptor_type(element, (size.columns, reader.step))),
         ("c", pointer_type(tile.output.dtype)),
         *zip(tile.arguments, (pointer_type(v.dtype) for v in tile.values)),
@@ -135,10 +146,23 @@ def _produce(size: PingpongTile, reader: Reader) -> list[str]:
         f"        mbarrier.wait(free.index(slot), ((count // {size.stages}) & 1) ^ 1)",
         *indent(reader.step_lines, 2),
         "        mbarrier.expect(there.index(slot), a.block_type.nbytes + b.block_type.nbytes)",
-        f"        tma.async_copy_global_to_shared(a, {reader.coordinates}, there.index(slot), a_ring.index(slot))",
+        *indent(_request_image(reader), 2),
         f"        tma.async_copy_global_to_shared("
         f"b, [pn * BN, k * {reader.step}], there.index(slot), b_ring.index(slot))",
         "        count += 1",
+    ]
+
+
+def _request_image(reader: Reader) -> list[str]:
+    copy = "tma.async_copy_global_to_shared({}, {}, there.index(slot), a_ring.index(slot){})".format
+    if reader.other is None:
+        return [copy("a", reader.coordinates, "")]
+    as_other = "._reinterpret(other.dtype, other.block_type.shape, other.layout)"
+    return [
+        f"if k < {reader.other.first}:",
+        "    " + copy("a", reader.coordinates, ""),
+        "else:",
+        "    " + copy("other", reader.other.coordinates, as_other),
     ]
 
 

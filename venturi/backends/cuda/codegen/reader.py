@@ -7,7 +7,7 @@ what lies outside the image arrives as zeros.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from venturi.backends.cuda.codegen.conv import ConvGeometry
 
@@ -62,6 +62,16 @@ class Reader:
     block: tuple[int, ...]
     row: str
     address: list[str]
+    other: Other | None = None
+
+
+@dataclass(frozen=True)
+class Other:
+    """What steps from `first` on read: another image, of boxes `block` at `coordinates`."""
+
+    first: int
+    coordinates: str
+    block: tuple[int, ...]
 
 
 def product_reader(n: int, k: int, bm: int, step: int) -> Reader:
@@ -114,4 +124,16 @@ def conv_reader(g: ConvGeometry, box: Box, step: int) -> Reader:
             "mask = ((item < images) & (p < P) & (q < Q))[:, None] & (n < N)[None, :]",
             "at = ((item * P + p) * Q + q).to(tl.int64)[:, None] * N + n[None, :]",
         ],
+    )
+
+
+def branches_reader(here: ConvGeometry, there: ConvGeometry, box: Box, step: int) -> Reader:
+    """The sum of two 1x1 convolutions, of images of their own; weights are [outputs, channels of both]. `here` has
+    stride 1, `there` 1 or 2."""
+    one, two = conv_reader(here, box, step), conv_reader(there, box, step)
+    start = "[image, p0, 0, q0, {}]" if len(two.block) == 5 else "[image, p0, q0, {}]"
+    other = Other(one.count, start.format(f"(k - {one.count}) * {step}"), two.block)
+    count = one.count + two.count
+    return replace(
+        one, count=count, steps=str(count), coordinates=f"[image, p0, q0, k * {step}]", step_lines=[], other=other
     )
