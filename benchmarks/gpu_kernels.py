@@ -1,8 +1,8 @@
 """What the tuner's pools are worth, kernel by kernel: `python -m benchmarks.gpu_kernels --out FILE`.
 
-Products (60 shapes) and ResNet-50's convolutions: the time of the candidate that the tuner chose beside the best of each
-library and of our own kernels, all from the tuner's own table. Memory-bound kernels on tensors above 64 MB: bytes a
-second beside a copy of as many bytes in the same run.
+Products (60 shapes) and the convolutions of ResNet-50's engine: the time of the candidate that the tuner chose beside
+the best of each library and of our own kernels, all from the tuner's own table. Memory-bound kernels on tensors above
+64 MB: bytes a second beside a copy of as many bytes in the same run.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +19,14 @@ import numpy as np
 import torch
 
 import venturi as vt
+from benchmarks.gpu_models import example, make
 from benchmarks.report import save
+from venturi.engine.plan import Step
 
 ROWS = (1, 8, 32, 128, 512, 4096)
 COLUMNS_AND_DEPTHS = (
     (768, 768), (2304, 768), (3072, 768), (768, 3072), (1024, 1024), (4096, 1024), (4096, 4096), (14336, 4096),
     (4096, 14336), (1000, 2048),
-)  # fmt: skip
-# Side, channels, outputs, kernel, stride of ResNet-50's convolutions behind the first.
-CONVOLUTIONS = (
-    (56, 64, 64, 1, 1), (56, 64, 64, 3, 1), (56, 64, 256, 1, 1), (56, 256, 64, 1, 1), (56, 256, 128, 1, 1),
-    (56, 128, 128, 3, 2), (28, 128, 512, 1, 1), (56, 256, 512, 1, 2), (28, 512, 128, 1, 1), (28, 128, 128, 3, 1),
-    (28, 512, 256, 1, 1), (28, 256, 256, 3, 2), (14, 256, 1024, 1, 1), (28, 512, 1024, 1, 2), (14, 1024, 256, 1, 1),
-    (14, 256, 256, 3, 1), (14, 1024, 512, 1, 1), (14, 512, 512, 3, 2), (7, 512, 2048, 1, 1), (14, 1024, 2048, 1, 2),
-    (7, 2048, 512, 1, 1), (7, 512, 512, 3, 1),
 )  # fmt: skip
 LIBRARIES = ("cublaslt", "cudnn-conv", "aten-cudnn", "onednn", "aten")
 ELEMENTS = 1 << 26  # 128 MB of halves
@@ -48,17 +42,29 @@ def product(dtype: str, rows: int, n: int, k: int) -> vt.Network:
     return net
 
 
-def convolution(dtype: str, batch: int, side: int, c: int, k: int, r: int, stride: int) -> vt.Network:
-    net = vt.Network("convolution")
-    x, w, b = net.input("x", (batch, c, side, side), dtype), weight(dtype, k, c, r, r), weight(dtype, k)
-    net.output("y", net.relu(net.conv(x, w, b, pads=[r // 2] * 4, strides=[stride] * 2)))
-    return net
+def convolutions(batch: int, device: str) -> dict[str, dict[str, Any]]:
+    """Of ResNet-50, as its engine has them: NHWC, with their epilogues; by what they are and how often."""
+    model, x = make("resnet50"), example("resnet50", batch)
+    if device == "cpu":
+        model, x = model.float(), x.float()
+    else:
+        model = model.half()
+    engine = vt.build(model, x, device=device, opt_level=1)
+    steps: dict[str, Step] = {}
+    for step in engine.plan.steps:
+        if "Conv" in step.ops and step.measurements[0].median_us is not None:
+            steps.setdefault(f"{'+'.join(step.ops)} {step.flops:.4g} {step.bytes}", step)
+    return {name: table(step) for name, step in steps.items()}
 
 
 def pool(net: vt.Network, device: str) -> dict[str, Any]:
-    """The tuner's table of the step with the most work: chosen, best of every tactic, best of libraries and of ours."""
-    engine = vt.build(net, device=device)
-    step = max(engine.plan.steps, key=lambda s: s.flops)
+    """Of the step with the most work, chosen by its time alone (level 1: not in place)."""
+    engine = vt.build(net, device=device, opt_level=1)
+    return table(max(engine.plan.steps, key=lambda s: s.flops))
+
+
+def table(step: Step) -> dict[str, Any]:
+    """What the tuner timed for a step: chosen, best of every tactic, best of libraries and of ours."""
     timed = [m for m in step.measurements if m.median_us is not None]
     chosen = next(m for m in timed if (m.tactic, m.config) == (step.tactic, step.config))
     best: dict[str, float] = {}
@@ -128,6 +134,17 @@ def keep(results: dict[str, Any], path: Path | None) -> None:
         path.write_text(json.dumps(results, indent=1))
 
 
+def add(
+    results: dict[str, Any], part: str, rows: Iterable[tuple[str, dict[str, Any]]], out: Path | None
+) -> None:  # fmt: skip
+    found: dict[str, dict[str, Any]] = {}
+    for name, row in rows:
+        found[name] = row
+        print(part, name, json.dumps({k: v for k, v in row.items() if k != "best"}), flush=True)
+        results[part] = {"rows": found} | {k: ratios(found, k) for k in ("over library", "over ours")}
+        keep(results, out)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda")
@@ -138,8 +155,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     results: dict[str, Any] = {"device": args.device, "dtype": args.dtype}
-    products = {f"{m}x{n}x{k}": product(args.dtype, m, n, k) for m in ROWS for n, k in COLUMNS_AND_DEPTHS}
-    convolutions = {f"{c}": convolution(args.dtype, args.batch, *c) for c in CONVOLUTIONS}
     if "memory" in args.parts:
         found = {}
         for name, (net, tensors) in list(streams(args.dtype).items())[: args.limit]:
@@ -154,15 +169,11 @@ def main() -> None:
             print("memory", name, json.dumps(row), flush=True)
         results["memory"] = {"copy_bytes_s": limit, "rows": found}
         keep(results, args.out)
-    for part, nets in (("products", products), ("convolutions", convolutions)):
-        if part not in args.parts:
-            continue
-        found: dict[str, dict[str, Any]] = {}
-        for name, net in list(nets.items())[: args.limit]:
-            found[name] = pool(net, args.device)
-            print(part, name, json.dumps({k: v for k, v in found[name].items() if k != "best"}), flush=True)
-            results[part] = {"rows": found} | {k: ratios(found, k) for k in ("over library", "over ours")}
-            keep(results, args.out)
+    if "products" in args.parts:
+        shapes = [(m, n, k) for m in ROWS for n, k in COLUMNS_AND_DEPTHS][: args.limit]
+        add(results, "products", ((f"{s}", pool(product(args.dtype, *s), args.device)) for s in shapes), args.out)
+    if "convolutions" in args.parts:
+        add(results, "convolutions", convolutions(args.batch, args.device).items(), args.out)
     if args.out is None:
         print(save("gpu-kernels", results))
 

@@ -16,8 +16,19 @@ from venturi.backends.cuda.placement import OnDevice
 from venturi.backends.cuda.tactics.back_to_back import BackToBack
 from venturi.backends.cuda.tactics.branches import BranchesConv
 from venturi.backends.cuda.tactics.reference import DeviceReference
+from venturi.core.errors import TuningError
+from venturi.engine.pairing import Pairing
 
 pytestmark = pytest.mark.gpu
+
+
+def bound(tactic, region, config):
+    """None where the compiler has too few registers: the tuner passes over such candidates too."""
+    try:
+        return OnDevice(tactic, torch.device("cuda", 0)).bind(region, config).run
+    except TuningError as exc:
+        assert "spills" in str(exc), exc
+        return None
 
 
 def same(a, b):
@@ -41,8 +52,12 @@ def test_pairs(device, depth, wide, narrow, options):  # noqa: F811
     reference = DeviceReference().bind(region, {})
     with exact():
         want, want_poisoned = reference.run(*args), reference.run(*poisoned)
+    ran = 0
     for config in candidates:
-        run = OnDevice(tactic, args[0].device).bind(region, config).run
+        run = bound(tactic, region, config)
+        if run is None:
+            continue
+        ran += 1
         got = run(*args)
         assert disagreement(got, want, region_ulps(region)) is None, config
         assert disagreement(run(*poisoned), want_poisoned, region_ulps(region)) is None, config
@@ -50,6 +65,7 @@ def test_pairs(device, depth, wide, narrow, options):  # noqa: F811
         assert all(same(pack(run(*args)), pack(got)) for _ in range(10)), config
         empty = run(*(x[:0] for x in args))
         assert [y.shape[0] for y in pack(empty)] == [0] * len(region.outputs)
+    assert ran
 
 
 @pytest.mark.parametrize("depth, wide, narrow", [(64, 256, 64), (64, 256, 128), (128, 512, 128)])
@@ -66,12 +82,17 @@ def test_pairs_of_bytes(device, depth, wide, narrow, residual):  # noqa: F811
     with exact():
         want = DeviceReference().bind(region, {}).run(*args)
     assert all(x.unique().numel() > 20 for x in want), "a test of few values"
+    ran = 0
     for config in candidates:
-        run = OnDevice(tactic, args[0].device).bind(region, config).run
+        run = bound(tactic, region, config)
+        if run is None:
+            continue
+        ran += 1
         got = run(*args)
         assert disagreement(got, want, region_ulps(region), slack=region_slack(region)) is None, config
         assert all(float((x != y).float().mean()) < 0.02 for x, y in zip(got, want)), config
         assert all(same(run(*args), got) for _ in range(10)), config
+    assert ran
 
 
 @pytest.mark.parametrize(
@@ -95,16 +116,22 @@ def test_branches(device, size, here, there, out, stride, options):  # noqa: F81
     reference = DeviceReference().bind(region, {})
     with exact():
         want, want_poisoned = reference.run(*args), reference.run(*poisoned)
+    ran = 0
     for config in candidates:
-        run = OnDevice(tactic, args[0].device).bind(region, config).run
+        run = bound(tactic, region, config)
+        if run is None:
+            continue
+        ran += 1
         got = run(*args)
         assert disagreement(got, want, region_ulps(region)) is None, config
         assert disagreement(run(*poisoned), want_poisoned, region_ulps(region)) is None, config
         assert all(same((run(*args),), (got,)) for _ in range(10)), config
+    assert ran
 
 
-def test_an_engine_joins_what_becomes_faster(device, tmp_path):  # noqa: F811
-    """Whatever was joined, the engine computes what the network says, from its file and from the timing cache too."""
+def test_an_engine_of_pairs(device, tmp_path, monkeypatch):  # noqa: F811
+    """Joined by a made-up clock, it computes what the network says, from its file and from the timing cache too."""
+    monkeypatch.setattr(Pairing, "_time", lambda self, plan, joined: 100.0 - len(joined))
     net = vt.Network()
     y = net.relu(net.conv(net.input("x", (64, 64, 56, 56)), weight(256, 64, 1, 1) * 0.1, weight(256)))
     for _ in range(2):
@@ -114,8 +141,7 @@ def test_an_engine_joins_what_becomes_faster(device, tmp_path):  # noqa: F811
     net.output("y", y)
     engine = vt.build(net, device="cuda", precision="fp16", timing_cache=tmp_path / "t.json")
     pairs = [s for s in engine.plan.steps if s.kind == "pair"]
-    assert pairs, "reading 200 MB less must pay"
-    assert pairs[0].tactic == "triton-conv-pair"
+    assert [s.tactic for s in pairs] == ["triton-conv-pair"] * 2
     given = torch.randn(64, 64, 56, 56)
     want = vt.build(net, device="cuda", precision="fp16", opt_level=0)(given)
     got = engine(given)

@@ -29,7 +29,7 @@ from venturi.tuning.timer import CpuTimer, Timer
 
 REPEATS = {0: 0, 1: 3, 2: 5, 3: 7, 4: 15, 5: 30}
 REFERENCE = "reference"
-TIE = 1.05
+TIE = 1.03
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Choice:
 
 @dataclass
 class Tuner:
-    """Candidates within 5 % of the fastest are a tie, which the backend's order of preference decides.
+    """Candidates within 3 % of the fastest are a tie, which the backend's order of preference decides.
 
     `level` 0 takes the first tactic that matches; above, candidates are timed until `budget_s` is spent. `pinned` times
     nothing: what the cache does not know is an error."""
