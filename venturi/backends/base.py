@@ -209,6 +209,7 @@ class Backend:
     `flat_attention`: kernels of attention take [batch, tokens, heads * dim] as well as [batch, heads, tokens, dim].
     `packed_attention`: and all three operands from one tensor.
     `joins_pairs`: there are kernels for two Regions in one.
+    `is_well()`: the device can still be used by this process; after some faults it cannot.
     """
 
     name: str
@@ -222,6 +223,7 @@ class Backend:
     flat_attention: bool = False
     packed_attention: bool = False
     joins_pairs: bool = False
+    is_well: Callable[[], bool] = lambda: True
     _by_name: dict[str, Tactic] = field(default_factory=dict)
 
     def tactic(self, name: str) -> Tactic | None:

@@ -75,4 +75,9 @@ DEBUG = int_knob(
 VERIFY = int_knob("VENTURI_VERIFY", 1, "0 none, 1 verify the graph after the pipeline, 2 after every pass.")
 FUEL = int_knob("VENTURI_FUEL", -1, "Stop all passes after n rewrites; -1 is no limit.")
 DUMP = str_knob("VENTURI_DUMP", "", "Folder that receives the graph after each pass as NN_pass.txt.")
+NVTX = bool_knob(
+    "VENTURI_NVTX",
+    False,
+    "Steps on a GPU are launched one by one, each in an NVTX range of its name, for Nsight Systems.",
+)
 CACHE = str_knob("VENTURI_CACHE", "", "Folder of the timing cache; default ~/.cache/venturi.")

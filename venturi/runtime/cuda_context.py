@@ -13,11 +13,13 @@ import torch
 
 from venturi.backends.cuda.scratch import Scratch, using
 from venturi.backends.reference.program import OPERATOR_ERRORS
+from venturi.core import knobs
 from venturi.core.errors import RequestError, VenturiError
 from venturi.core.log import logger
 from venturi.runtime.context import failure, place
 from venturi.runtime.executable import Call, Executable
 from venturi.runtime.held import Held
+from venturi.runtime.nvtx import named
 from venturi.runtime.profiler import Profiler
 
 MAX_BINDINGS = 16
@@ -60,7 +62,7 @@ class CudaContext:
                 return self._replay(binding.graph, binding, args)
         with torch.inference_mode(), torch.cuda.device(self._device), using(self._scratch):
             self._join()
-            if self.profiler is not None or binding is not None:
+            if self.profiler is not None or binding is not None or knobs.NVTX.get():
                 return _own(self._eager(self._on_device(args), self.profiler))
             return self._bind(key, args)
 
@@ -76,9 +78,10 @@ class CudaContext:
         """Device copies of `args`, and outputs, where the graph of their shapes has them. Raises RequestError when
         there is no such graph."""
         self.run(args)
-        binding = self._bindings[_key(args)]
-        if binding.graph is None:
-            raise RequestError(f"the engine runs without a CUDA graph for these shapes: {binding.reason}")
+        binding = self._bindings.get(_key(args))
+        if binding is None or binding.graph is None:
+            reason = "VENTURI_NVTX is set" if binding is None else binding.reason
+            raise RequestError(f"the engine runs without a CUDA graph for these shapes: {reason}; use engine.run")
         binding.graph.replay()
         return Held(binding.inputs, binding.outputs, binding.graph.replay)
 
@@ -104,13 +107,18 @@ class CudaContext:
         for slot, arg in zip(self._executable.inputs, args):
             env[slot] = arg
         marks: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        named_steps = knobs.NVTX.get()
         call = None
         try:
             for call in self._executable.calls:
                 if profiler is not None:
                     marks.append((torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)))
                     marks[-1][0].record()
-                self._step(call, env)
+                if named_steps:
+                    with named(f"{call.step.name} {call.step.tactic}"):
+                        self._step(call, env)
+                else:
+                    self._step(call, env)
                 if profiler is not None:
                     marks[-1][1].record()
         except OPERATOR_ERRORS as exc:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from venturi.core.fingerprint import cpu_name, num_physical_threads, source_hash
 from venturi.core.folders import cache_folder
 
 FORMAT = 1
+_BLOCKED = "blocked@"
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,15 @@ class TimingCache:
     def put(self, problem: str, measurements: list[Measurement]) -> None:
         self._mine[problem] = [asdict(m) for m in measurements]
         self._dirty = True
+
+    def block(self, problem: str, tactic: str, config: Mapping[str, Any], reason: str) -> None:
+        """Never try this candidate again for `problem`; `drop` with the problem's text makes it possible again."""
+        known = [m for m in self.get(_BLOCKED + problem) or [] if (m.tactic, m.config) != (tactic, dict(config))]
+        self.put(_BLOCKED + problem, [*known, Measurement(tactic, dict(config), reason=reason)])
+
+    def blocked(self, problem: str) -> list[Measurement]:
+        """Candidates that are not to be tried, with the reasons."""
+        return [Measurement(**m) for m in self._mine.get(_BLOCKED + problem, [])]
 
     def merge(self, other: TimingCache) -> None:
         """Take over entries this cache lacks, of all machines."""

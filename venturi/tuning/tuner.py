@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,14 +23,16 @@ from venturi.backends.base import (
     region_slack,
     region_ulps,
 )
-from venturi.core.errors import TuningError, VenturiError
+from venturi.core.errors import DeviceError, TuningError, VenturiError
 from venturi.core.log import logger
+from venturi.tuning.attempts import Attempts
 from venturi.tuning.cache import Measurement, TimingCache
 from venturi.tuning.timer import CpuTimer, Timer
 
 REPEATS = {0: 0, 1: 3, 2: 5, 3: 7, 4: 15, 5: 30}
 REFERENCE = "reference"
 TIE = 1.03
+_SAVE_EVERY_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,10 @@ class Tuner:
     pinned: bool = False
     timer: Timer = field(default_factory=CpuTimer)
     started: float = field(default_factory=time.perf_counter)
+    _saved: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self) -> None:
+        self._attempts = Attempts(self.cache)
 
     def choose(self, region: RegionView, args: Sequence[Any] | None) -> Choice:
         """`args` are the Region's dynamic inputs at the tuned shape; None tunes by preference alone."""
@@ -143,8 +150,8 @@ class Tuner:
     ) -> Choice | None:
         """None when the cache lacks a candidate that there is now. What was timed then and cannot run now is passed
         over: a container may refuse what the same CPU has elsewhere."""
-        now = {(t.name, repr(sorted(c.items()))) for t, c in candidates}
-        seen = {(m.tactic, repr(sorted(m.config.items()))): m for m in known}
+        now = {_candidate(t.name, c) for t, c in candidates}
+        seen = {_candidate(m.tactic, m.config): m for m in known}
         timed = [m for k, m in seen.items() if m.median_us is not None and k in now]
         if not timed or now - set(seen):
             return None
@@ -186,38 +193,66 @@ class Tuner:
             return reason
 
         measured: list[tuple[Measurement, Kernel]] = []
+        blocked = {_candidate(m.tactic, m.config): m.reason for m in self.cache.blocked(problem)}
         out_of_time = False
         for tactic, config in candidates:
+            reason = blocked.get(_candidate(tactic.name, config), "")
             if measured and self._spent():
-                rejected.append(Measurement(tactic.name, dict(config), reason="budget spent"))
-                out_of_time = True
-                continue
-            try:
-                kernel = reference_kernel if tactic.name == REFERENCE else tactic.bind(region, config)
-                reason = None if kernel is reference_kernel else wrong(kernel)
-            except (RuntimeError, ValueError, TypeError, IndexError, VenturiError) as exc:
-                reason = f"failed: {str(exc).splitlines()[0] if str(exc) else type(exc).__name__}"
+                reason, out_of_time = "budget spent", True
             if reason:
-                logger.debug("%s: %s rejected: %s", region.name, tactic.name, reason)
                 rejected.append(Measurement(tactic.name, dict(config), reason=reason))
                 continue
             beat = min((m.median_us or 0.0 for m, _ in measured), default=None)
-            call = kernel.parallel.prepared(args) if kernel.parallel is not None else None
-            call = call or (lambda k=kernel: k.run(*args))  # type: ignore[misc]
-            timing = self.timer.time(call, REPEATS[self.level], self.deadline, beat)
-            measured.append(
-                (
-                    Measurement(tactic.name, dict(config), round(timing.median_us, 2), round(timing.spread_us, 2)),
-                    kernel,
-                )
-            )
+            known = reference_kernel if tactic.name == REFERENCE else None
+            with self._attempts.of(problem, tactic.name, config):
+                found, kernel = self._tried(region, args, tactic, config, known, wrong, beat, problem)
+            if kernel is not None:
+                measured.append((found, kernel))
+            else:
+                logger.debug("%s: %s rejected: %s", region.name, tactic.name, found.reason)
+                rejected.append(found)
         measured.sort(key=lambda m: m[0].median_us or 0.0)
         best = self._winner([m for m, _ in measured])
         kernel = next(k for m, k in measured if m is best)
         measurements = [m for m, _ in measured] + rejected
         if not out_of_time:
             self.cache.put(problem, measurements)
+            if time.perf_counter() - self._saved > _SAVE_EVERY_S:
+                self._save()
         return Choice(best.tactic, best.config, kernel, tuple(measurements))
+
+    def _tried(
+        self, region: RegionView, args: Sequence[Any], tactic: Tactic, config: Config, reference: Kernel | None,
+        wrong: Callable[[Kernel], str | None], beat: float | None, problem: str,
+    ) -> tuple[Measurement, Kernel | None]:  # fmt: skip
+        """The candidate's time and kernel, or why there is none. Raises DeviceError when the device is lost by it."""
+        try:
+            kernel = tactic.bind(region, config) if reference is None else reference
+            reason = None if reference is not None else wrong(kernel)
+            if not reason:
+                call = kernel.parallel.prepared(args) if kernel.parallel is not None else None
+                call = call or (lambda: kernel.run(*args))
+                timing = self.timer.time(call, REPEATS[self.level], self.deadline, beat)
+                times = round(timing.median_us, 2), round(timing.spread_us, 2)
+                return Measurement(tactic.name, dict(config), *times), kernel
+        except (RuntimeError, ValueError, TypeError, IndexError, VenturiError) as exc:
+            said = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
+            reason = f"failed: {said}"
+            if not self.backend.is_well():
+                self.cache.block(problem, tactic.name, config, f"blocked: it faulted: {said}")
+                self._save()
+                raise DeviceError(
+                    f"{tactic.name} {dict(config)} faulted and the device is lost to this process: {said}. Build again "
+                    f"in a new one: the timing cache {self.cache.path} knows what to pass over",
+                    where=region.name,
+                ) from exc
+        return Measurement(tactic.name, dict(config), reason=reason or ""), None
+
+    def _save(self) -> None:
+        """So that a build that is stopped goes on where it was."""
+        with contextlib.suppress(OSError):  # told once, when the build ends
+            self.cache.save()
+        self._saved = time.perf_counter()
 
     def _spent(self) -> bool:
         return self.budget_s is not None and time.perf_counter() - self.started > self.budget_s
@@ -226,6 +261,10 @@ class Tuner:
     def deadline(self) -> float:
         """When the budget is spent, on time.perf_counter's clock."""
         return float("inf") if self.budget_s is None else self.started + self.budget_s
+
+
+def _candidate(tactic: str, config: Config) -> tuple[str, str]:
+    return tactic, repr(sorted(config.items()))
 
 
 def _poison(x: Any) -> Any:

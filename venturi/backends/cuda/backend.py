@@ -42,6 +42,16 @@ def exact() -> Iterator[None]:
         matmul.allow_tf32 = before
 
 
+def is_well(place: torch.device) -> bool:
+    """Whether the process can still use the GPU: a kernel that faults ends that for good."""
+    try:
+        if place.type == "cuda":
+            torch.cuda.synchronize(place)
+    except RuntimeError:
+        return False
+    return True
+
+
 def cuda_backend(device: KernelDevice, place: torch.device) -> Backend:
     """Tactics for kernels of `device` on tensors of `place`."""
     reference = DeviceReference()
@@ -85,4 +95,5 @@ def cuda_backend(device: KernelDevice, place: torch.device) -> Backend:
         signed_bytes=True,
         rounds_within="anywhere",
         joins_pairs=True,
+        is_well=lambda: is_well(place),
     )

@@ -1,0 +1,72 @@
+"""What is being tried, so that the next build passes over a candidate that took its process with it.
+
+A kernel that faults makes a GPU unusable for its process, one that hangs has to be killed with it, and machine code of
+the CPU may crash. While a candidate is bound, verified and timed, a locked file beside the timing cache names it. A
+file that nobody has locked any more was left by a process that is gone: what it names is blocked, in the cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from venturi.core.log import logger
+from venturi.tuning.cache import TimingCache
+
+_SUFFIX = ".attempt"
+ENDED = "blocked: the process that tried it ended"
+
+
+class Attempts:
+    """Of tuners that share `cache`'s file; a cache without one keeps no record."""
+
+    def __init__(self, cache: TimingCache) -> None:
+        self._cache = cache
+        self._collect()
+
+    @contextlib.contextmanager
+    def of(self, problem: str, tactic: str, config: Mapping[str, Any]) -> Iterator[None]:
+        """Around everything that runs a candidate's code."""
+        path = self._cache.path
+        try:
+            if path is None:
+                raise FileNotFoundError
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(suffix=_SUFFIX, prefix=path.stem + ".", dir=path.parent)
+        except OSError:  # a folder that cannot be written keeps no cache either
+            yield
+            return
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            os.write(handle, json.dumps({"problem": problem, "tactic": tactic, "config": dict(config)}).encode())
+            yield
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+            os.close(handle)
+
+    def _collect(self) -> None:
+        path = self._cache.path
+        for file in [] if path is None else path.parent.glob(f"{path.stem}.*{_SUFFIX}"):
+            with contextlib.suppress(OSError):
+                self._settle(file)
+
+    def _settle(self, file: Path) -> None:
+        with file.open("rb") as left:
+            try:
+                fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return
+            try:
+                found = json.loads(left.read())
+                self._cache.block(found["problem"], found["tactic"], found["config"], ENDED)
+                logger.warning("%s %s is not tried again: its process ended", found["tactic"], found["config"])
+            except (ValueError, KeyError, TypeError):
+                logger.debug("%s says nothing", file)
+            file.unlink()
