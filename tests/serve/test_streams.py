@@ -144,3 +144,27 @@ def test_a_broken_connection_is_the_end_of_the_messages() -> None:
 
 async def _run(messages: AsyncIterator[Message], out: list[Any]) -> ServeError | None:
     return await asyncio.wait_for(stream(Service(), out).run(messages), 5)
+
+
+def test_messages_are_read_while_an_answer_is_written_but_not_without_end() -> None:
+    async def main() -> None:
+        service, out, read, let = Service(), [], [], asyncio.Event()
+
+        async def write(answer: Any) -> None:
+            await let.wait()
+            out.append(answer)
+
+        async def messages() -> AsyncIterator[Message]:
+            for i in range(1000):
+                read.append(i)
+                yield Message(str(i), "now")
+
+        running = asyncio.create_task(AnswerStream(service, write).run(messages()))
+        await asyncio.sleep(0.1)
+        assert not out
+        assert 2 <= len(read) <= 20, "the first is being written, some others are there, most are still the client's"
+        let.set()
+        assert await running is None
+        assert out == [str(i) for i in range(1000)]
+
+    asyncio.run(main())

@@ -13,6 +13,7 @@ from venturi.serve.grpc.messages import Malformed
 from venturi.serve.request import InferResponse
 
 _MAX_PENDING = 1024  # messages read and not yet answered
+_MAX_READ_AHEAD = 16
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,15 @@ class AnswerStream:
         self._room = asyncio.Semaphore(_MAX_PENDING)
         self._ordered: asyncio.Queue[tuple[Any, Pending | ServeError] | None] = asyncio.Queue()
         self._num_ordered = 0
+        self._read_ahead: asyncio.Queue[Any] = asyncio.Queue(_MAX_READ_AHEAD)
 
     async def run(self, messages: AsyncIterator[Any]) -> ServeError | None:
         """Returns when all is answered, or with what `write` refused. Requests that then still wait are cancelled."""
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._write_ordered())
-                while (message := await _next(messages)) is not None:
+                group.create_task(self._read(messages))
+                while (message := await self._read_ahead.get()) is not None:
                     await self._take(message, group)
                 self._ordered.put_nowait(None)
         except ExceptionGroup as group:
@@ -70,6 +73,12 @@ class AnswerStream:
                     case (_, Pending(future)):
                         future.cancel()
         return None
+
+    async def _read(self, messages: AsyncIterator[Any]) -> None:
+        """While an answer is being written the next messages are read already."""
+        while (message := await _next(messages)) is not None:
+            await self._read_ahead.put(message)
+        await self._read_ahead.put(None)
 
     async def _take(self, message: Any, group: asyncio.TaskGroup) -> None:
         given: Pending | ServeError
