@@ -16,7 +16,7 @@ from venturi.backends.part_view import PAIR, parts_of
 from venturi.core.errors import TuningError
 from venturi.engine.builder import stored_weights
 from venturi.engine.in_place import Settled
-from venturi.engine.pairing import Pairing
+from venturi.engine.pairing import Pairing, rejoin
 from venturi.engine.plan import Step
 from venturi.ir.verify import verify
 from venturi.runtime.context import Context
@@ -104,6 +104,23 @@ def test_all_pairs_are_joined_where_it_pays():
     assert bench.pairs[1].bytes == 2000 - 2 * 8 * 6 * 6 * 4, "the wide tensor is read once less"
     assert bench.pairs[1].measurements
     torch.testing.assert_close(bench.run(np.ones((2, 4, 6, 6), np.float32)), bench.before)
+
+
+def test_the_same_pairs_are_found_in_a_graph_with_other_weights():
+    """What a refit does: its steps keep their tactics."""
+    bench = Bench(blocks(), 10.0)
+    fresh = optimize(blocks()).graph
+    assert len(list(fresh)) == 10
+    rejoin(fresh, bench.plan.steps)
+    verify(fresh)
+    assert [n.name for n in fresh] == [s.name for s in bench.plan.steps]
+    assert [RegionView(n, bench.weights).signature() for n in fresh] == [
+        RegionView(n, bench.weights).signature() for n in bench.graph
+    ]
+    other = optimize(blocks(1)).graph
+    rejoin(other, bench.plan.steps)
+    verify(other)
+    assert len(list(other)) == 4 - 1, "what is not there is passed over"
 
 
 def test_nothing_is_joined_where_it_costs():

@@ -139,13 +139,16 @@ def test_an_engine_of_pairs(device, tmp_path, monkeypatch):  # noqa: F811
         z = net.relu(net.conv(z, weight(64, 64, 3, 3) * 0.05, weight(64), pads=[1] * 4))
         y = net.relu(net.conv(z, weight(256, 64, 1, 1) * 0.1, weight(256)) + y)
     net.output("y", y)
-    engine = vt.build(net, device="cuda", precision="fp16", timing_cache=tmp_path / "t.json")
+    engine = vt.build(net, device="cuda", precision="fp16", timing_cache=tmp_path / "t.json", refit=True)
     pairs = [s for s in engine.plan.steps if s.kind == "pair"]
     assert [s.tactic for s in pairs] == ["triton-conv-pair"] * 2
     given = torch.randn(64, 64, 56, 56)
     want = vt.build(net, device="cuda", precision="fp16", opt_level=0)(given)
     got = engine(given)
     assert float((got - want).norm() / want.norm()) < 1e-3
+    engine.refit({})
+    assert [s.kind for s in engine.plan.steps].count("pair") == 2
+    assert torch.equal(engine(given), got)
     engine.save(tmp_path / "e.vt")
     assert torch.equal(vt.load(tmp_path / "e.vt")(given), got)
     options = {"device": "cuda", "precision": "fp16", "timing_cache": tmp_path / "t.json", "deterministic": True}

@@ -23,6 +23,7 @@ from venturi.engine.builder import Built, compile_model, pass_context, rename_st
 from venturi.engine.config import BuildConfig, Profile
 from venturi.engine.graph_file import pack_graph, set_weights
 from venturi.engine.inspector import Report, make_report
+from venturi.engine.pairing import rejoin
 from venturi.engine.peaks import measure_peaks
 from venturi.engine.plan import Plan, TensorSpec
 from venturi.engine.target import RunContext, Target
@@ -351,6 +352,7 @@ def rebuild(source: ir.Model, plan: Plan, config: BuildConfig, target: Target) -
 
     model = source.clone()
     run_pipeline(model, pass_context(config, target.backend))
+    rejoin(model.graph, plan.steps)
     nodes = list(model.graph)
     if [tuple(s.ops) for s in plan.steps] == [_ops(n) for n in nodes]:
         renamed = rename_steps(model.graph, plan)

@@ -183,6 +183,21 @@ class Pairing:
             return None
 
 
+def rejoin(graph: ir.Graph, steps: Sequence[Step]) -> None:
+    """Join the Regions of a freshly optimized graph that are one step in a plan of it; those that are not there any
+    more are passed over."""
+    named = {n.name: n for n in graph}
+    joined = False
+    for name in [s.name for s in steps if s.kind == PAIR]:
+        at = next((i for i, c in enumerate(name) if c == "+" and name[:i] in named and name[i + 1 :] in named), None)
+        if at is not None:
+            _join(named.pop(name[:at]), named.pop(name[at + 1 :]))
+            joined = True
+    if joined:
+        sort_topologically(graph)
+        naming.run(graph, PassContext())
+
+
 def _join(first: ir.Node, second: ir.Node) -> ir.Node:
     """One Region that computes both, in the graph of both."""
     name, layout = f"{first.name}+{second.name}", second.metadata_props.get(LAYOUT)
