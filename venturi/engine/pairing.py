@@ -13,7 +13,7 @@ import hashlib
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import onnx_ir as ir
@@ -63,6 +63,7 @@ class Pairing:
     tuner: Tuner
     measure: EngineTimer
     pinned: bool = False
+    _choices: dict[Place, Choice] = field(default_factory=dict)
 
     def settle(self, plan: Settled, progress: ProgressCallback | None = None) -> None:
         """Joins Regions of the graph, with their steps and kernels in `plan`."""
@@ -112,16 +113,21 @@ class Pairing:
         return [RegionView(_join(nodes[i], nodes[j]), self.weights) for i, j in places]
 
     def _choice(self, places: Sequence[Place]) -> Choice:
-        (region,) = self._regions(places[:1])
-        return self.tuner.choose(region, self._examples(region))
+        """How the first of some pairs that are alike is best computed."""
+        found = self._choices.get(places[0])
+        if found is None:
+            (region,) = self._regions(places[:1])
+            found = self._choices[places[0]] = self.tuner.choose(region, self._examples(region))
+        return found
 
     def _examples(self, region: RegionView) -> list[torch.Tensor]:
         """Random values of the Region's inputs, where and as they lie in the engine."""
-        generator = torch.Generator().manual_seed(0)
+        device = self.target.device
+        generator = torch.Generator(device).manual_seed(0)
         found = []
         for value in region.dynamic:
-            x = torch.randn(static_shape(value) or [], generator=generator).to(STORAGE[value.dtype])  # type: ignore[index]
-            x = x.to(self.target.device)
+            x = torch.randn(static_shape(value) or [], generator=generator, device=device)
+            x = x.to(STORAGE[value.dtype])  # type: ignore[index]
             found.append(x.contiguous(memory_format=torch.channels_last) if region.layout == NHWC else x)
         return found
 
