@@ -14,7 +14,7 @@ from venturi.backends.base import Backend, RegionView
 from venturi.backends.cpu.tactics.reference import Reference
 from venturi.backends.part_view import PAIR, parts_of
 from venturi.core.errors import TuningError
-from venturi.engine.builder import stored_weights
+from venturi.engine.builder import _flops, stored_weights
 from venturi.engine.in_place import Settled
 from venturi.engine.pairing import Pairing, rejoin
 from venturi.engine.plan import Step
@@ -121,6 +121,16 @@ def test_the_same_pairs_are_found_in_a_graph_with_other_weights():
     rejoin(other, bench.plan.steps)
     verify(other)
     assert len(list(other)) == 4 - 1, "what is not there is passed over"
+
+
+def test_planned_again_a_pair_has_the_work_of_both():
+    """As `venturi tune` does with an engine's own graph."""
+    bench = Bench(blocks(1), 10.0)
+    (pair,) = [n for n in bench.graph if n.name == bench.pairs[0].name]
+    x, wide, narrow = 2 * 6 * 6, 8, 4
+    assert _flops(RegionView(pair, bench.weights), [torch.ones(1)], (torch.ones(1),)) == 2 * x * (
+        4 * wide + wide * narrow
+    )
 
 
 def test_nothing_is_joined_where_it_costs():

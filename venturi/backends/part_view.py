@@ -27,9 +27,14 @@ class PartView(RegionView):
         self.outputs = [v for v in made if v in given or any(u not in inside for u, _ in v.uses())]
 
 
+def anchors_of(region: RegionView) -> list[ir.Node]:
+    """The contractions of a Region, two in a pair."""
+    return [n for n in region.nodes if not n.domain and n.op_type in _ANCHORS]
+
+
 def parts_of(region: RegionView) -> tuple[PartView, PartView] | None:
     """Both halves of a pair of contractions, apart where the second one's anchor reads; None of anything else."""
-    anchors = [n for n in region.nodes if not n.domain and n.op_type in _ANCHORS]
+    anchors = anchors_of(region)
     if region.kind != PAIR or len(anchors) != 2:
         return None
     between = anchors[1].inputs[0]
@@ -45,7 +50,7 @@ def parts_of(region: RegionView) -> tuple[PartView, PartView] | None:
 
 def branches_of(region: RegionView) -> tuple[PartView, PartView] | None:
     """A contraction and another one that adds it to its own; None of anything else."""
-    anchors = [n for n in region.nodes if not n.domain and n.op_type in _ANCHORS]
+    anchors = anchors_of(region)
     if region.kind != PAIR or len(anchors) != 2:
         return None
     for shortcut, other in (anchors, anchors[::-1]):

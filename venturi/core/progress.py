@@ -10,7 +10,8 @@ from venturi.core.errors import TuningError
 
 @dataclass(frozen=True)
 class ProgressEvent:
-    """`phase` is import, passes, compile, plan, in place or pack; `step` of `num_steps` is done; `detail` names it."""
+    """`phase` is import, passes, compile, plan, in place, pairs or pack; `step` of `num_steps` is done, the one that
+    `detail` names."""
 
     phase: str
     step: int

@@ -13,6 +13,7 @@ import torch
 
 from venturi.backends.base import Backend, RegionView
 from venturi.backends.cpu.native.openmp import team_of
+from venturi.backends.part_view import PAIR, anchors_of
 from venturi.backends.real_view import RealView
 from venturi.backends.reference.program import OPERATOR_ERRORS
 from venturi.core.errors import ShapeError, VenturiError
@@ -262,7 +263,9 @@ def _step(region: RegionView, choice: Choice, args: list[Any] | None, outputs: t
 
 
 def _flops(region: RegionView, args: list[Any] | None, outputs: tuple[Any, ...]) -> float:
-    """Work of the first node that has some to speak of, at the tuned shapes; 0 when unknown."""
+    """Work of the first node that has some to speak of, at the tuned shapes; 0 when unknown. Of a pair both parts'."""
+    if region.kind == PAIR:
+        return sum(_static_flops(n, region) for n in anchors_of(region))
     seen = RealView(region) if region.kind == "quantized" else region
     counted = ((n, find_op(n.domain, n.op_type)) for n in seen.nodes)
     node, flops = next(((n, o.flops) for n, o in counted if o is not None and o.flops is not None), (None, None))
@@ -275,6 +278,17 @@ def _flops(region: RegionView, args: list[Any] | None, outputs: tuple[Any, ...])
         shapes.append(list(x.shape) if isinstance(x, torch.Tensor | np.ndarray) else static_shape(v) or [])
     try:
         return float(flops(shapes, [list(outputs[0].shape)], seen.attrs(node)))
+    except (IndexError, KeyError):
+        return 0.0
+
+
+def _static_flops(node: ir.Node, region: RegionView) -> float:
+    op, out = find_op(node.domain, node.op_type), static_shape(node.outputs[0])
+    shapes = [static_shape(v) or [] for v in node.inputs]
+    if op is None or op.flops is None or out is None:
+        return 0.0
+    try:
+        return float(op.flops(shapes, [out], region.attrs(node)))
     except (IndexError, KeyError):
         return 0.0
 

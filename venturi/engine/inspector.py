@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from venturi.engine.plan import Plan
+from venturi.backends.part_view import PAIR
+from venturi.engine.plan import Plan, Step
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,10 @@ class Report:
         return {"traceEvents": events, "displayTimeUnit": "ns"}
 
 
+def _is_of_bytes(step: Step) -> bool:
+    return step.kind == "quantized" or (step.kind == PAIR and "DequantizeLinear" in step.ops)
+
+
 def make_report(plan: Plan, times_us: list[float] | None = None, binding: Any = None, peaks: Any = None) -> Report:
     """`times_us` by step replaces the times measured at build; `binding` adds the memory of bound shapes, `peaks` the
     share of the roofline (not of quantized steps, whose operations are of another kind). Steps that were planned
@@ -120,7 +125,7 @@ def make_report(plan: Plan, times_us: list[float] | None = None, binding: Any = 
         Layer(
             s.name, s.kind, s.ops, s.tactic, t, (t or 0.0) / total if total else 0.0,
             s.flops / t / 1e3 if t and s.flops else None, s.bytes / t / 1e3 if t and s.bytes else None,
-            100 * peaks.least_us(s.flops, s.bytes) / t if peaks and t and s.bytes and s.kind != "quantized" else None,
+            100 * peaks.least_us(s.flops, s.bytes) / t if peaks and t and s.bytes and not _is_of_bytes(s) else None,
             s.sources, tuple(asdict(m) for m in s.measurements),
         )
         for s, t in zip(plan.steps, times)
