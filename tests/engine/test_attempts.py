@@ -142,6 +142,19 @@ def test_a_folder_that_cannot_be_written_stops_nobody(tmp_path):
     assert choose(tmp_path / "file" / "timing.json", Fast("fine"))[1].tactic in ("fine", "reference")
 
 
+def test_a_file_system_without_locks_stops_nobody(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    (tmp_path / "timing.old.attempt").write_text('{"problem": "p", "tactic": "t", "config": {}}')
+    fine = Fast("fine")
+    tuner, _ = choose(tmp_path / "timing.json", fine)
+    assert fine.runs > 0
+    assert [f.name for f in tmp_path.glob("*.attempt")] == ["timing.old.attempt"], "whose it is nobody can tell"
+    assert not tuner.cache.blocked("p")
+
+
 def test_a_build_that_is_stopped_goes_on_where_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr(tuning, "_SAVE_EVERY_S", 0.0)
     path = tmp_path / "timing.json"

@@ -33,23 +33,23 @@ class Attempts:
     @contextlib.contextmanager
     def of(self, problem: str, tactic: str, config: Mapping[str, Any]) -> Iterator[None]:
         """Around everything that runs a candidate's code."""
+        with contextlib.ExitStack() as left:
+            try:
+                self._write(left, {"problem": problem, "tactic": tactic, "config": dict(config)})
+            except OSError as exc:  # a folder that cannot be written keeps no cache either, some know no locks
+                logger.debug("no record of attempts: %s", exc)
+            yield
+
+    def _write(self, left: contextlib.ExitStack, what: dict[str, Any]) -> None:
         path = self._cache.path
-        try:
-            if path is None:
-                raise FileNotFoundError
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(suffix=_SUFFIX, prefix=path.stem + ".", dir=path.parent)
-        except OSError:  # a folder that cannot be written keeps no cache either
-            yield
+        if path is None:
             return
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            os.write(handle, json.dumps({"problem": problem, "tactic": tactic, "config": dict(config)}).encode())
-            yield
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name)
-            os.close(handle)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(suffix=_SUFFIX, prefix=path.stem + ".", dir=path.parent)
+        left.callback(os.close, handle)
+        left.callback(Path(name).unlink, missing_ok=True)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        os.write(handle, json.dumps(what).encode())
 
     def _collect(self) -> None:
         path = self._cache.path
@@ -58,7 +58,7 @@ class Attempts:
                 self._settle(file)
 
     def _settle(self, file: Path) -> None:
-        with file.open("rb") as left:
+        with file.open("r+b") as left:
             try:
                 fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
