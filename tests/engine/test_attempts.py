@@ -114,11 +114,16 @@ def test_blocked_candidates_can_be_allowed_again(tmp_path):
     cache.block(problem, "fast", {"size": 1}, "blocked: because")
     cache.save()
     fast = Fast()
+    tuner, choice = choose(path, fast)
+    assert reasons(choice)["fast"] == "blocked: because"
+    tuner.cache.save()
     assert reasons(choose(path, fast)[1])["fast"] == "blocked: because"
+    assert fast.runs == 0
     cache = TimingCache(path)
-    cache.drop("Softmax")
+    cache.drop("blocked@")
     cache.save(replace=True)
     assert reasons(choose(path, fast)[1])["fast"] == ""
+    assert fast.runs > 0
 
 
 def test_an_attempt_of_a_living_process_is_left_alone(tmp_path):

@@ -20,7 +20,8 @@ from venturi.core.log import logger
 from venturi.tuning.cache import TimingCache
 
 _SUFFIX = ".attempt"
-ENDED = "blocked: the process that tried it ended"
+BLOCKED = "blocked:"
+ENDED = f"{BLOCKED} the process that tried it ended"
 
 
 class Attempts:

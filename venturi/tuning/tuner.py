@@ -25,7 +25,7 @@ from venturi.backends.base import (
 )
 from venturi.core.errors import DeviceError, TuningError, VenturiError
 from venturi.core.log import logger
-from venturi.tuning.attempts import Attempts
+from venturi.tuning.attempts import BLOCKED, Attempts
 from venturi.tuning.cache import Measurement, TimingCache
 from venturi.tuning.timer import CpuTimer, Timer
 
@@ -86,7 +86,7 @@ class Tuner:
         problem = region.signature() + "@" + ",".join(_describe(a) for a in args)
         known = self.cache.get(problem)
         if known is not None:
-            choice = self._from_cache(region, candidates, known)
+            choice = None if self._allowed_again(problem, known) else self._from_cache(region, candidates, known)
             if choice is not None:
                 return replace(choice, problem=problem)
         if self.pinned:
@@ -144,6 +144,11 @@ class Tuner:
             chosen = Measurement(tactic.name, dict(config), reason="first match" if others else "only match")
             return Choice(tactic.name, dict(config), kernel, (chosen, *others, *failed, *rejected))
         raise AssertionError("there is at least one candidate")
+
+    def _allowed_again(self, problem: str, known: list[Measurement]) -> bool:
+        """Whether what was passed over as blocked is not blocked any more."""
+        blocked = {_candidate(m.tactic, m.config) for m in self.cache.blocked(problem)}
+        return any(m.reason.startswith(BLOCKED) and _candidate(m.tactic, m.config) not in blocked for m in known)
 
     def _from_cache(
         self, region: RegionView, candidates: list[tuple[Tactic, Config]], known: list[Measurement]
@@ -239,7 +244,7 @@ class Tuner:
             said = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
             reason = f"failed: {said}"
             if not self.backend.is_well():
-                self.cache.block(problem, tactic.name, config, f"blocked: it faulted: {said}")
+                self.cache.block(problem, tactic.name, config, f"{BLOCKED} it faulted: {said}")
                 self._save()
                 raise DeviceError(
                     f"{tactic.name} {dict(config)} faulted and the device is lost to this process: {said}. Build again "
