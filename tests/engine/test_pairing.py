@@ -61,10 +61,10 @@ def blocks(count=3):
 class Bench:
     """An engine takes 100 us less `gain` for every joined pair of size 2, and half of that for one of size 1."""
 
-    def __init__(self, net, gain, cache=None, pinned=False):
+    def __init__(self, net, gain, cache=None, pinned=False, tactic=None, faster=0.0):
         self.graph = optimize(net).graph
         self.weights = stored_weights(self.graph)
-        self.backend = Backend("fake", (PairTactic(), Reference()), joins_pairs=True)
+        self.backend = Backend("fake", (tactic or PairTactic(), Reference()), joins_pairs=True)
         views = [RegionView(n, self.weights) for n in self.graph]
         steps = [
             Step(v.name, v.kind, tuple(n.op_type for n in v.nodes), "reference", {}, tuple(v.sources), (), 2.0, 1000)
@@ -77,7 +77,11 @@ class Bench:
 
         def measure(executable, hopeless):
             self.runs += 1
-            return 100.0 - sum(gain * c.step.config["size"] / 2 for c in executable.calls if c.step.kind == PAIR)
+            return (
+                100.0
+                - faster * self.runs
+                - sum(gain * c.step.config["size"] / 2 for c in executable.calls if c.step.kind == PAIR)
+            )
 
         target = SimpleNamespace(device=torch.device("cpu"), prepare=lambda expected, progress: list(expected))
         tuner = Tuner(self.backend, self.cache, 1, pinned=pinned, timer=CpuTimer())
@@ -138,6 +142,23 @@ def test_nothing_is_joined_where_it_costs():
     assert not bench.pairs
     assert len(list(bench.graph)) == 10
     assert bench.runs
+
+
+def test_a_pair_that_cannot_be_bound_is_not_joined():
+    """Not even when the engine without it happens to be faster the next time."""
+
+    class Once(PairTactic):
+        left = 2  # the tuner's own
+
+        def bind(self, region, config):
+            self.left -= 1
+            if self.left < 0:
+                raise TuningError("no registers")
+            return super().bind(region, config)
+
+    bench = Bench(blocks(1), 10.0, tactic=Once(), faster=1.0)
+    assert not bench.pairs
+    assert bench.runs == 1, "only the engine as it was"
 
 
 def test_what_was_measured_is_remembered():

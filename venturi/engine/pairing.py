@@ -150,7 +150,7 @@ class Pairing:
                 best: tuple[Measurement, list[Joined]] | None = None
                 for m in [m for m in choice.measurements if m.median_us and m.tactic != REFERENCE][:_CONFIGS]:
                     trial = self._bound(plan, free, m, choice)
-                    took = self._time(plan, [*joined, *trial])
+                    took = self._time(plan, [*joined, *trial]) if trial else None
                     if took is not None and took < _GAIN * current:
                         best, current = (m, trial), took
                 if best is not None:
