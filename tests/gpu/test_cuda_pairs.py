@@ -22,77 +22,77 @@ from venturi.engine.pairing import Pairing
 pytestmark = pytest.mark.gpu
 
 
-def bound(tactic, region, config):
-    """None where the compiler has too few registers: the tuner passes over such candidates too."""
-    try:
-        return OnDevice(tactic, torch.device("cuda", 0)).bind(region, config).run
-    except TuningError as exc:
-        assert "spills" in str(exc), exc
-        return None
+def kernels(device, tactic, region):  # noqa: F811
+    """(configuration, kernel) of every candidate; those that the compiler has too few registers for the tuner passes
+    over too."""
+    candidates = tactic.match(region)
+    assert not isinstance(candidates, str), candidates
+    place = torch.device("cuda", 0)
+    region.weights = DeviceWeights(region.weights, place)
+    device.store.compile(s for c in candidates for s in tactic.sources(region, c))
+    found = []
+    for config in candidates:
+        try:
+            found.append((config, OnDevice(tactic, place).bind(region, config).run))
+        except TuningError as exc:
+            assert "spills" in str(exc), exc
+    assert found
+    return found
+
+
+def packed(outputs):
+    return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
 def same(a, b):
     return all(bool((x.eq(y) | (x.isnan() & y.isnan())).all()) for x, y in zip(a, b))
 
 
+def check_halves(device, tactic, region, last):  # noqa: F811
+    """Every candidate on ordinary and poisoned values (`last`: a pixel of the last image and channel), ten times bit
+    for bit; gives the inputs and the kernels."""
+    found = kernels(device, tactic, region)
+    shapes = [tuple(v.shape) for v in region.dynamic]
+    args = [torch.randn(shape, device="cuda").half().to(memory_format=torch.channels_last) for shape in shapes]
+    poisoned = [x.clone(memory_format=torch.preserve_format) for x in args]
+    for x in poisoned:
+        x[0, 0, 0, 0], x[-1, -1, *last], x[1, 1, 1, 1] = float("nan"), float("inf"), float("nan")
+    reference = DeviceReference().bind(region, {})
+    with exact():
+        want, want_poisoned = reference.run(*args), reference.run(*poisoned)
+    for config, run in found:
+        got = run(*args)
+        assert disagreement(got, want, region_ulps(region)) is None, config
+        assert disagreement(run(*poisoned), want_poisoned, region_ulps(region)) is None, config
+        assert all(same(packed(run(*args)), packed(got)) for _ in range(10)), config
+    return args, [run for _, run in found]
+
+
 @pytest.mark.parametrize("depth, wide, narrow", [(64, 256, 64), (64, 256, 128), (128, 512, 128), (256, 1024, 256)])
 @pytest.mark.parametrize("options", [{}, {"residual": False, "both": False}, {"skip": True}], ids=str)
 def test_pairs(device, depth, wide, narrow, options):  # noqa: F811
     region = pair_region((33, 29, 31), depth, wide, narrow, **options)
-    tactic = BackToBack(device)
-    candidates = tactic.match(region)
-    assert not isinstance(candidates, str), candidates
-    region.weights = DeviceWeights(region.weights, torch.device("cuda"))
-    device.store.compile(s for c in candidates for s in tactic.sources(region, c))
-    channels = [v.shape[1] for v in region.dynamic]
-    args = [torch.randn(33, c, 29, 31, device="cuda").half().to(memory_format=torch.channels_last) for c in channels]
-    poisoned = [x.clone(memory_format=torch.preserve_format) for x in args]
-    for x in poisoned:
-        x[0, 0, 0, 0], x[-1, -1, -1, -1] = float("nan"), float("inf")
-    reference = DeviceReference().bind(region, {})
-    with exact():
-        want, want_poisoned = reference.run(*args), reference.run(*poisoned)
-    ran = 0
-    for config in candidates:
-        run = bound(tactic, region, config)
-        if run is None:
-            continue
-        ran += 1
-        got = run(*args)
-        assert disagreement(got, want, region_ulps(region)) is None, config
-        assert disagreement(run(*poisoned), want_poisoned, region_ulps(region)) is None, config
-        pack = (lambda y: y) if isinstance(got, tuple) else (lambda y: (y,))
-        assert all(same(pack(run(*args)), pack(got)) for _ in range(10)), config
+    args, runs = check_halves(device, BackToBack(device), region, (-1, -1))
+    for run in runs:
         empty = run(*(x[:0] for x in args))
-        assert [y.shape[0] for y in pack(empty)] == [0] * len(region.outputs)
-    assert ran
+        assert [y.shape[0] for y in packed(empty)] == [0] * len(region.outputs)
 
 
 @pytest.mark.parametrize("depth, wide, narrow", [(64, 256, 64), (64, 256, 128), (128, 512, 128)])
 @pytest.mark.parametrize("residual", [False, True])
 def test_pairs_of_bytes(device, depth, wide, narrow, residual):  # noqa: F811
     region = quantized_pair((33, depth, 29, 31), wide, narrow, residual=residual)
-    tactic = BackToBack(device)
-    candidates = tactic.match(region)
-    assert not isinstance(candidates, str), candidates
-    region.weights = DeviceWeights(region.weights, torch.device("cuda"))
-    device.store.compile(s for c in candidates for s in tactic.sources(region, c))
+    found = kernels(device, BackToBack(device), region)
     args = [torch.randint(-24, 25, list(v.shape), dtype=torch.int8, device="cuda") for v in region.dynamic]
     args = [x.contiguous(memory_format=torch.channels_last) for x in args]
     with exact():
         want = DeviceReference().bind(region, {}).run(*args)
     assert all(x.unique().numel() > 20 for x in want), "a test of few values"
-    ran = 0
-    for config in candidates:
-        run = bound(tactic, region, config)
-        if run is None:
-            continue
-        ran += 1
+    for config, run in found:
         got = run(*args)
         assert disagreement(got, want, region_ulps(region), slack=region_slack(region)) is None, config
         assert all(float((x != y).float().mean()) < 0.02 for x, y in zip(got, want)), config
         assert all(same(run(*args), got) for _ in range(10)), config
-    assert ran
 
 
 @pytest.mark.parametrize(
@@ -103,30 +103,7 @@ def test_pairs_of_bytes(device, depth, wide, narrow, residual):  # noqa: F811
 @pytest.mark.parametrize("options", [{}, {"bias": False, "activation": False}], ids=str)
 def test_branches(device, size, here, there, out, stride, options):  # noqa: F811
     region = branches_region(size, here, there, out, stride=stride, **options)
-    tactic = BranchesConv(device)
-    candidates = tactic.match(region)
-    assert not isinstance(candidates, str), candidates
-    region.weights = DeviceWeights(region.weights, torch.device("cuda"))
-    device.store.compile(s for c in candidates for s in tactic.sources(region, c))
-    shapes = [tuple(v.shape) for v in region.dynamic]
-    args = [torch.randn(shape, device="cuda").half().to(memory_format=torch.channels_last) for shape in shapes]
-    poisoned = [x.clone(memory_format=torch.preserve_format) for x in args]
-    for x in poisoned:
-        x[0, 0, 0, 0], x[-1, -1, 0, 0], x[1, 1, 1, 1] = float("nan"), float("inf"), float("nan")
-    reference = DeviceReference().bind(region, {})
-    with exact():
-        want, want_poisoned = reference.run(*args), reference.run(*poisoned)
-    ran = 0
-    for config in candidates:
-        run = bound(tactic, region, config)
-        if run is None:
-            continue
-        ran += 1
-        got = run(*args)
-        assert disagreement(got, want, region_ulps(region)) is None, config
-        assert disagreement(run(*poisoned), want_poisoned, region_ulps(region)) is None, config
-        assert all(same((run(*args),), (got,)) for _ in range(10)), config
-    assert ran
+    check_halves(device, BranchesConv(device), region, (0, 0))
 
 
 def test_an_engine_of_pairs(device, tmp_path, monkeypatch):  # noqa: F811

@@ -20,6 +20,7 @@ from venturi.backends.cuda.codegen.early import GLUON_HEADER, descriptor_type
 from venturi.backends.cuda.codegen.element import Element
 from venturi.backends.cuda.codegen.expressions import rounded
 from venturi.backends.cuda.codegen.module import HEADER, OVERLAP_HEADER, PRELUDE, described, indent, pointer_type
+from venturi.backends.cuda.codegen.pingpong import WARPS
 from venturi.backends.cuda.codegen.sums import (
     BYTES_PRELUDE,
     CONSUMER_REGISTERS,
@@ -32,8 +33,6 @@ from venturi.backends.cuda.codegen.sums import (
 from venturi.backends.cuda.codegen.tile import Computed, TileBody
 from venturi.backends.cuda.kernel import KernelSource
 from venturi.ir.dtypes import DT
-
-WARPS = 4
 
 
 @dataclass(frozen=True)

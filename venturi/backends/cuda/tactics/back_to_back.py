@@ -13,7 +13,7 @@ from venturi.backends.cuda.codegen.back_to_back import PairSizes, PairTile, pair
 from venturi.backends.cuda.codegen.sums import shuffled
 from venturi.backends.cuda.device import KernelDevice
 from venturi.backends.cuda.kernel import KernelSource
-from venturi.backends.cuda.tactics.conv import NHWC, Convolution, nhwc, read_convolution
+from venturi.backends.cuda.tactics.conv import NHWC, Convolution, nhwc, read_both
 from venturi.backends.cuda.tactics.early import ALL_SHARED, ARCH, tap_step
 from venturi.backends.cuda.tactics.reference import DeviceReference
 from venturi.backends.part_view import PartView, parts_of
@@ -48,12 +48,10 @@ def read_pair(region: RegionView) -> PairOfConvs | str:
     parts = parts_of(region)
     if parts is None:
         return "not two contractions in one Region"
-    first, second = (read_convolution(p) for p in parts)
-    for found in (first, second):
-        if isinstance(found, str):
-            return found
-    assert isinstance(first, Convolution)
-    assert isinstance(second, Convolution)
+    both = read_both(parts)
+    if isinstance(both, str):
+        return both
+    first, second = both
     pair = PairOfConvs(parts, first, second)
     if not (first.geometry.is_product and second.geometry.is_product) or first.is_padded or second.is_padded:
         return "not 1x1 with unit strides"

@@ -18,7 +18,7 @@ from venturi.backends.cuda.codegen.sums import shuffled
 from venturi.backends.cuda.codegen.tile import TileBody
 from venturi.backends.cuda.device import KernelDevice
 from venturi.backends.cuda.kernel import KernelSource
-from venturi.backends.cuda.tactics.conv import NHWC, Convolution, nhwc, read_convolution
+from venturi.backends.cuda.tactics.conv import NHWC, Convolution, nhwc, read_both
 from venturi.backends.cuda.tactics.early import CHANNELS, pixels_of
 from venturi.backends.cuda.tactics.pingpong import pingpong_candidates, read_pingpong
 from venturi.backends.cuda.tactics.reference import DeviceReference
@@ -51,12 +51,10 @@ def read_branches(region: RegionView) -> Branches | str:
     parts = branches_of(region)
     if parts is None or len(region.outputs) != 1:
         return "not two convolutions that are added"
-    shortcut, last = (read_convolution(p) for p in parts)
-    for found in (shortcut, last):
-        if isinstance(found, str):
-            return found
-    assert isinstance(shortcut, Convolution)
-    assert isinstance(last, Convolution)
+    found = read_both(parts)
+    if isinstance(found, str):
+        return found
+    shortcut, last = found
     if last.tile.tiles != (parts[0].outputs[0],) or shortcut.tile.tiles:
         return "the shortcut is not the only residual"
     if last.dtype not in HALF or shortcut.dtype != last.dtype:

@@ -127,6 +127,15 @@ def read_convolution(region: RegionView) -> Convolution | str:
     return Convolution(geometry, stored, dtype, tile, given, size, view.position(x) or 0, channels, fill)
 
 
+def read_both(parts: tuple[RegionView, RegionView]) -> tuple[Convolution, Convolution] | str:
+    """The convolutions of both parts of a pair, or why one is none."""
+    first = read_convolution(parts[0])
+    if isinstance(first, str):
+        return first
+    second = read_convolution(parts[1])
+    return second if isinstance(second, str) else (first, second)
+
+
 def matched_convolution(region: RegionView) -> Convolution:
     """Of a Region that a convolution's tactic has accepted."""
     conv = read_convolution(region)
