@@ -14,12 +14,14 @@ from venturi.backends.cuda.store import KernelStore
 from venturi.backends.cuda.tactics.early import EARLY, EarlyConv
 from venturi.backends.cuda.tactics.gemm import Gemm
 from venturi.backends.cuda.tactics.reference import DeviceReference
+from venturi.core.errors import TuningError
 
 pytestmark = pytest.mark.gpu
 
 
-def check(region, tactic, candidates, *shape):
-    """All candidates against plain algorithms, on fresh inputs, then ten runs in a row bit for bit."""
+def check(region, tactic, candidates, *shape, residual=()):
+    """All candidates against plain algorithms, on fresh inputs, then ten runs in a row bit for bit. A `residual` is the
+    region's first or last input, whichever has its shape."""
     region.weights = DeviceWeights(region.weights, torch.device("cuda"))
     tactic._device.store.compile(s for c in candidates for s in tactic.sources(region, c))
     x = torch.randn(shape, device="cuda").half()
@@ -30,16 +32,31 @@ def check(region, tactic, candidates, *shape):
     last = tuple(n - 1 for n in shape)
     poisoned[first], poisoned[last] = float("nan"), float("inf")
     reference = DeviceReference().bind(region, {})
+    inputs, poison = with_residual(region, residual, x), with_residual(region, residual, poisoned)
     with exact():
-        want, want_poisoned = reference.run(x), reference.run(poisoned)
+        want, want_poisoned = reference.run(*inputs), reference.run(*poison)
     for config in candidates:
-        kernel = OnDevice(tactic, x.device).bind(region, config)
-        got = kernel.run(x)
+        try:
+            kernel = OnDevice(tactic, x.device).bind(region, config)
+        except TuningError as exc:
+            assert "spills" in str(exc), exc
+            continue
+        got = kernel.run(*inputs)
         assert disagreement(got, want, region_ulps(region)) is None, config
-        assert disagreement(kernel.run(poisoned), want_poisoned, region_ulps(region)) is None, config
-        for again in [kernel.run(x) for _ in range(10)]:
+        assert disagreement(kernel.run(*poison), want_poisoned, region_ulps(region)) is None, config
+        for again in [kernel.run(*inputs) for _ in range(10)]:
             same = again.eq(got) | (again.isnan() & got.isnan())
             assert bool(same.all()), (config, int((~same).sum()), float((again.float() - got.float()).abs().max()))
+
+
+def with_residual(region, shape, x):
+    """The region's inputs in their order."""
+    if not shape:
+        return [x]
+    other = torch.randn(shape, device="cuda", generator=torch.Generator("cuda").manual_seed(5)).half()
+    other = other.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else other
+    first = list(region.dynamic[0].shape or ()) == list(shape)
+    return [other, x] if first else [x, other]
 
 
 @pytest.fixture(scope="module")

@@ -39,3 +39,26 @@ def test_convolutions(device, shape, k, attrs):  # noqa: F811
     region, candidates = matched(net, tactic)
     assert not isinstance(candidates, str), candidates
     check(region, tactic, candidates, *shape)
+
+
+@pytest.mark.parametrize("rows, n, k", [(4096, 3072, 768), (20001, 136, 72), (17000, 264, 264), (100352, 512, 128)])
+def test_products_with_residuals(device, rows, n, k):  # noqa: F811
+    net = vt.Network()
+    net.output("y", net.relu(net.input("z", (rows, n)) + (net.input("x", (rows, k)) @ weight(k, n) + weight(n))))
+    tactic = Gemm(device, PINGPONG)
+    region, candidates = matched(net, tactic)
+    plain = [{**c, "ahead": 0, "stays": False, "stages": 3} for c in candidates]
+    ahead = [{**c, "ahead": c["groups"] + 1, "stays": False, "stages": 3} for c in candidates if c["columns"] < 256]
+    check(region, tactic, [*candidates, *plain, *ahead], rows, k, residual=(rows, n))
+
+
+@pytest.mark.parametrize("shape, k, stride", [((64, 64, 28, 28), 64, 1), ((40, 128, 28, 26), 136, 2)], ids=str)
+def test_convolutions_with_residuals(device, shape, k, stride):  # noqa: F811
+    net = vt.Network()
+    size = (shape[0], k, shape[2] // stride, shape[3] // stride)
+    made = net.conv(net.input("x", shape), weight(k, shape[1], 3, 3), weight(k), pads=[1] * 4, strides=[stride] * 2)
+    net.output("y", net.relu(net.input("z", size) + made))
+    tactic = PingpongConv(device)
+    region, candidates = matched(net, tactic)
+    ahead = [{**c, "ahead": c["groups"] + 1, "stays": False, "stages": 3} for c in candidates if c["columns"] < 256]
+    check(region, tactic, [*candidates, *ahead], *shape, residual=size)

@@ -8,12 +8,14 @@ import torch
 from tests.backends.cpu.test_native_quantized import Model
 from tests.backends.cuda.quantized_models import optimized, quantized_regions
 from tests.gpu.test_cuda_early import device  # noqa: F401
-from venturi.backends.base import disagreement, region_slack, region_ulps
+from venturi.backends.base import RegionView, disagreement, region_slack, region_ulps
 from venturi.backends.cuda.backend import cuda_backend, exact
 from venturi.backends.cuda.device import DeviceWeights
 from venturi.backends.cuda.placement import sources_of
+from venturi.backends.cuda.tactics.pool import WindowPool
 from venturi.backends.cuda.tactics.reference import DeviceReference
 from venturi.core.errors import TuningError
+from venturi.engine.builder import stored_weights
 
 pytestmark = pytest.mark.gpu
 
@@ -104,3 +106,22 @@ def test_products(device, rows, k, n, ends):  # noqa: F811
     y = m.quantized(m.add("Gelu", [y]), 0.05, -5) if ends else m.add("Relu", [y])
     (region,) = quantized_regions(optimized(m, (rows, k), y))
     check(device, region, {"triton-gemm"})
+
+
+@pytest.mark.parametrize("kind", ["s8", "u8"])
+def test_pooling(device, kind):  # noqa: F811
+    """All bytes there are, in every candidate."""
+    m = Model(kind)
+    y = m.add("Conv", [m.quantized("x", 0.02, 3), m.weight((64, 64, 1, 1), 0)], kernel_shape=[1, 1])
+    y = m.add("MaxPool", [m.quantized(y, 0.05, 3)], kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
+    model = optimized(m, (3, 64, 19, 21), m.add("Conv", [y, m.weight((32, 64, 1, 1), 0)], kernel_shape=[1, 1]))
+    weights, tactic, place = stored_weights(model.graph), WindowPool(device), torch.device("cuda", 0)
+    pools = [r for r in (RegionView(n, weights) for n in model.graph) if not isinstance(tactic.match(r), str)]
+    assert len(pools) == 1
+    dtype = {"s8": torch.int8, "u8": torch.uint8}[kind]
+    limits = torch.iinfo(dtype)
+    x = torch.randint(limits.min, limits.max + 1, (3, 64, 19, 21), dtype=dtype, device=place)
+    x = x.contiguous(memory_format=torch.channels_last)
+    want = torch.nn.functional.max_pool2d(x.float(), 3, 2, 1).to(dtype)
+    for config in tactic.match(pools[0]):
+        assert torch.equal(tactic.bind(pools[0], config).run(x), want), config

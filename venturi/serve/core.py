@@ -16,8 +16,8 @@ from venturi.serve.shared_memory import Regions
 from venturi.serve.tracing import Tracer
 
 EXTENSIONS = (
-    "classification", "model_repository", "model_configuration", "system_shared_memory", "binary_tensor_data",
-    "parameters", "statistics", "schedule_policy", "sequence", "trace", "logging",
+    "classification", "model_repository", "model_configuration", "system_shared_memory", "cuda_shared_memory",
+    "binary_tensor_data", "parameters", "statistics", "schedule_policy", "sequence", "trace", "logging",
     "model_repository(unload_dependents)",
 )  # fmt: skip
 

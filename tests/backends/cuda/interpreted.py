@@ -75,7 +75,12 @@ for _name in ("si_to_fp", "ui_to_fp", "fp_to_si", "fp_to_ui", "fp_ext", "fp_trun
 interpreter._patch_lang_tensor = _with_index
 
 
-_INSTRUCTIONS = {"ex2.approx.ftz.f32": "tl.exp2(x)", "rcp.approx.ftz.f32": "1.0 / x"}
+_INSTRUCTIONS = {
+    "ex2.approx.ftz.f32": "tl.exp2(x)",
+    "rcp.approx.ftz.f32": "1.0 / x",
+    "fma.rn.sat.f32": "tl.minimum(tl.maximum(x * y + z, 0.0), 1.0)",
+    "{ .reg .b32 p, q; shl.b32": "tl.maximum(x, y)",
+}
 
 
 class InterpretedDevice:
@@ -92,7 +97,7 @@ class InterpretedDevice:
         path = self._folder / f"{source.name}_{source.key}.py"
         text = re.sub(r".*gdc_.*\n", "", source.text)
         for instruction, same in _INSTRUCTIONS.items():
-            text = re.sub(rf"tl\.inline_asm_elementwise\(\"{re.escape(instruction)}.*", same, text)
+            text = re.sub(rf"tl\.inline_asm_elementwise\(\s*\"{re.escape(instruction)}.*", same, text)
         assert "inline_asm" not in text
         path.write_text(text)
         spec = importlib.util.spec_from_file_location(path.stem, path)

@@ -148,7 +148,7 @@ class Pointer(NamedTuple):
         return Pointer(self.memory, self.at + more)
 
 
-def load(pointer, mask, other):
+def load(pointer, mask=True, other=0.0):
     memory, at = pointer
     at, mask = np.broadcast_arrays(at, mask)
     return np.where(mask, memory.data[np.where(mask, at, 0)], other)
@@ -156,6 +156,7 @@ def load(pointer, mask, other):
 
 def store(pointer, value, mask):
     memory, at = pointer
+    at, mask = np.broadcast_arrays(at, mask)
     if not np.isnan(memory.data[at[mask]]).all():
         raise Fault("an element is written twice")
     memory.data[at[mask]] = value[mask]

@@ -11,7 +11,6 @@ import venturi as vt
 from tests.backends.cuda.simulated import Fault, Memory, View, simulate
 from tests.backends.cuda.test_early import matched, product, weight
 from venturi.backends.cuda.codegen.compile import MAX_SHARED
-from venturi.backends.cuda.codegen.gemm import GemmConfig
 from venturi.backends.cuda.codegen.pingpong import PingpongTile, conv_source, product_source
 from venturi.backends.cuda.codegen.reader import Box, conv_reader
 from venturi.backends.cuda.codegen.sums import shuffled
@@ -19,7 +18,7 @@ from venturi.backends.cuda.device import OfflineDevice
 from venturi.backends.cuda.tactics.conv import read_convolution
 from venturi.backends.cuda.tactics.early import pixels_of
 from venturi.backends.cuda.tactics.gemm import Gemm, read_linear
-from venturi.backends.cuda.tactics.pingpong import PINGPONG, PingpongConv
+from venturi.backends.cuda.tactics.pingpong import PINGPONG, PingpongConv, num_programs
 
 
 def run(rows, n, k, size, programs, change=lambda text: text):
@@ -34,10 +33,11 @@ def run(rows, n, k, size, programs, change=lambda text: text):
     a, b = rng.standard_normal((rows, k), np.float32), rng.standard_normal((n, k), np.float32)
     bias, other = rng.standard_normal(n, np.float32), rng.standard_normal((rows, n), np.float32)
     out = np.full((rows, n), np.nan, np.float32)
-    extra = [Memory(other if name.startswith("tile") else bias) for name in p.tile.arguments]
+    tiles, skip = ([Memory(other)], []) if not size.ahead else ([], [View(other, (size.rows, size.columns))])
+    extra = [Memory(bias) for _ in p.tile.columns] + tiles
     stored = shuffled(torch.from_numpy(b), p.tile, size.columns).numpy()
     views = View(a, (size.rows, 64)), View(stored, (size.columns, 64))
-    simulate("gemm_pingpong", text, programs, [*views, Memory(out), *extra, rows, n, k, size.rows, size.columns])
+    simulate("gemm_pingpong", text, programs, [*views, *skip, Memory(out), *extra, rows, n, k, size.rows, size.columns])
     return out, np.maximum(a @ b.T + bias + other, 0)
 
 
@@ -49,6 +49,24 @@ def run(rows, n, k, size, programs, change=lambda text: text):
 def test_the_text_computes_the_product(rows, n, k, programs, stages, groups):
     got, want = run(rows, n, k, PingpongTile(64, 64, stages, groups), programs)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("rows, n, k, programs", [(512, 256, 576, 4), (200, 136, 64, 3), (640, 64, 128, 5)])
+@pytest.mark.parametrize("stages, groups, ahead", [(3, 2, 3), (4, 2, 5), (3, 3, 4), (4, 2, 0)])
+@pytest.mark.parametrize("stays", [False, True])
+def test_residuals_are_requested_ahead_and_weights_stay(rows, n, k, programs, stages, groups, ahead, stays):
+    got, want = run(rows, n, k, PingpongTile(64, 64, stages, groups, ahead, stays), programs)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-3)
+
+
+def test_programs_keep_to_the_weights_that_stay():
+    """Two programs of four tiles of columns would multiply by those of others."""
+    assert num_programs(PingpongTile(64, 64, 4, stays=True), 1000, 256, 132) == 132
+    assert num_programs(PingpongTile(64, 64, 4, stays=True), 1000, 512, 132) == 128
+    assert num_programs(PingpongTile(64, 64, 4, stays=True), 40, 512, 132) == 40
+    assert num_programs(PingpongTile(64, 64, 4), 1000, 512, 132) == 132
+    with pytest.raises(Fault, match="written twice"):
+        run(512, 256, 128, PingpongTile(64, 64, 4, stays=True), 2)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +107,14 @@ def test_candidates_of_convolutions_fit_the_machine(shape, k):
     for c in found:
         assert np.prod(c["box"]) == c["rows"]
         assert max(c["box"]) <= 256, "the longest side of a box"
-        assert (c["rows"] + c["columns"]) * 128 * c["stages"] + c["rows"] * c["columns"] + 1024 <= MAX_SHARED
+        assert shared_bytes(c, c["step"] * 2, shape[1] * 9 // c["step"]) <= MAX_SHARED
+
+
+def shared_bytes(c, row, count):
+    """Of halves: steps of `row` bytes, `count` of which are all weights."""
+    weights = count if c["stays"] else c["stages"]
+    residuals = 2 * c["rows"] * c["columns"] * c["ahead"]
+    return (c["rows"] * c["stages"] + c["columns"] * weights) * row + residuals + 1024
 
 
 def test_without_turns_a_barrier_faults():
@@ -110,9 +135,9 @@ def test_candidates_fit_the_machine(rows, n, k):
     region, _ = product(rows, n, k)
     found = Gemm(OfflineDevice(90), PINGPONG).match(region)
     assert found
-    for c in (GemmConfig(**f) for f in found):
-        assert (c.bm + c.bn) * 64 * 2 * c.stages + c.bm * c.bn + 1024 <= MAX_SHARED
-        assert c.bn <= 256
+    for c in found:
+        assert shared_bytes(c, 128, -(-k // 64)) <= MAX_SHARED
+        assert c["columns"] <= 256
 
 
 def test_what_it_leaves_to_others():
@@ -120,5 +145,5 @@ def test_what_it_leaves_to_others():
         return Gemm(OfflineDevice(arch), PINGPONG).match(product(rows, n, k)[0])
 
     assert declined(128, 768, 768) == "not more tiles than multiprocessors"
-    assert declined(8192, 132, 768) == "N=132 and K=768 must be multiples of 8"
+    assert declined(8192, 132, 768) == "N=132 and K=768 must be multiples of 8 and 8"
     assert declined(8192, 768, 768, 100) == "written for Hopper's warpgroup products"

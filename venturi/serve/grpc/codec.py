@@ -96,7 +96,7 @@ def _input(item: Any, raw: bytes | None, regions: Regions) -> Tensor:
         raise invalid(f"input '{name}' has shape {shape}, which is too large")
     place = read_place(_plain(item.parameters), f"input '{name}'")
     if place is not None:
-        view = regions.view(place.region, place.offset, place.byte_size)
+        view = regions.read(place.region, place.offset, place.byte_size)
         return Tensor(name, datatype, from_bytes(name, datatype, shape, view))
     if raw is not None:
         if item.HasField("contents"):

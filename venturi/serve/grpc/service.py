@@ -21,6 +21,7 @@ from venturi.serve.grpc.gate import GateInterceptor
 from venturi.serve.grpc.messages import Handlers, Malformed
 from venturi.serve.grpc.streams import AnswerStream, StreamRefused
 from venturi.serve.security import Gate
+from venturi.serve.shared_memory import Kind
 
 Context = Any
 _MAX_MESSAGE = (1 << 31) - 1
@@ -127,7 +128,7 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
 
     @_answers
     async def SystemSharedMemoryStatus(self, request: Any, context: Context) -> Any:
-        found = {r["name"]: r for r in self._core.regions.status(request.name)}
+        found = {r["name"]: r for r in self._core.regions.status(Kind.SYSTEM, request.name)}
         return ParseDict({"regions": found}, pb.SystemSharedMemoryStatusResponse())
 
     @_answers
@@ -137,15 +138,22 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
 
     @_answers
     async def SystemSharedMemoryUnregister(self, request: Any, context: Context) -> Any:
-        self._core.regions.unregister(request.name)
+        self._core.regions.unregister(Kind.SYSTEM, request.name)
         return pb.SystemSharedMemoryUnregisterResponse()
 
     @_answers
     async def CudaSharedMemoryStatus(self, request: Any, context: Context) -> Any:
-        return pb.CudaSharedMemoryStatusResponse()
+        found = {r["name"]: r for r in self._core.regions.status(Kind.CUDA, request.name)}
+        return ParseDict({"regions": found}, pb.CudaSharedMemoryStatusResponse())
+
+    @_answers
+    async def CudaSharedMemoryRegister(self, request: Any, context: Context) -> Any:
+        self._core.regions.register_cuda(request.name, request.raw_handle, request.device_id, request.byte_size)
+        return pb.CudaSharedMemoryRegisterResponse()
 
     @_answers
     async def CudaSharedMemoryUnregister(self, request: Any, context: Context) -> Any:
+        self._core.regions.unregister(Kind.CUDA, request.name)
         return pb.CudaSharedMemoryUnregisterResponse()
 
     @_answers

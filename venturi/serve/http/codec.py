@@ -190,7 +190,7 @@ def _input(item: dict[str, Any], rest: memoryview, regions: Regions) -> tuple[Te
     if place is not None:
         if "data" in item or "binary_data_size" in parameters:
             raise invalid(f"input '{name}' must have only one of 'data', 'binary_data_size' and a shared memory region")
-        view = regions.view(place.region, place.offset, place.byte_size)
+        view = regions.read(place.region, place.offset, place.byte_size)
         return Tensor(name, datatype, from_bytes(name, datatype, shape, view)), 0
     size = parameters.get("binary_data_size")
     if size is None:

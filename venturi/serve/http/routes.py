@@ -16,6 +16,7 @@ from venturi.serve.core import Core
 from venturi.serve.errors import ServeError, Status, invalid, not_found
 from venturi.serve.http.codec import parse_json
 from venturi.serve.http.openapi import document
+from venturi.serve.shared_memory import Kind
 
 
 @dataclass(frozen=True)
@@ -147,27 +148,43 @@ async def _register(core: Core, names: tuple[str, ...], body: bytes) -> Reply:
     return Reply()
 
 
-async def _unregister(core: Core, names: tuple[str, ...], body: bytes) -> Reply:
-    core.regions.unregister(*names)
+async def _register_cuda(core: Core, names: tuple[str, ...], body: bytes) -> Reply:
+    given = parse_json(body)
+    handle, device, size = given.get("raw_handle"), given.get("device_id"), given.get("byte_size")
+    text = handle.get("b64") if isinstance(handle, dict) else None
+    if not isinstance(text, str) or type(device) is not int or type(size) is not int:
+        raise invalid(f"registering region '{names[0]}' needs 'raw_handle', an object with 'b64', a string, and "
+                      "'device_id' and 'byte_size', numbers")  # fmt: skip
+    try:
+        raw = base64.b64decode(text, validate=True)
+    except ValueError as exc:
+        raise invalid(
+            f"failed to register CUDA shared memory region '{names[0]}': 'b64' of 'raw_handle': {exc}"
+        ) from exc
+    core.regions.register_cuda(names[0], raw, device, size)
     return Reply()
 
 
-async def _regions(core: Core, names: tuple[str, ...], body: bytes) -> Reply:
-    return Reply(body=core.regions.status(*names))
+def _unregister(kind: Kind) -> Handler:
+    async def unregister(core: Core, names: tuple[str, ...], body: bytes) -> Reply:
+        core.regions.unregister(kind, *names)
+        return Reply()
+
+    return unregister
 
 
-async def _unregister_cuda(core: Core, names: tuple[str, ...], body: bytes) -> Reply:
-    return Reply()
+def _regions(kind: Kind) -> Handler:
+    async def regions(core: Core, names: tuple[str, ...], body: bytes) -> Reply:
+        return Reply(body=core.regions.status(kind, *names))
 
-
-async def _cuda_regions(core: Core, names: tuple[str, ...], body: bytes) -> Reply:
-    return Reply(body=[])
+    return regions
 
 
 _M = ("v2", "models", None)
 _MV = (*_M, "versions", None)
 _R = ("v2", "repository")
-_SHM = ("v2", "systemsharedmemory")
+_SHM, _CUDA = ("v2", "systemsharedmemory"), ("v2", "cudasharedmemory")
+_KINDS = ((_SHM, Kind.SYSTEM), (_CUDA, Kind.CUDA))
 GET, POST = ("GET",), ("POST",)
 ROUTES = (
     Route(GET, ("v2", "health", "live"), _live),
@@ -187,10 +204,13 @@ ROUTES = (
     Route(POST, (*_R, "models", None, "load"), _load),
     Route(POST, (*_R, "models", None, "unload"), _unload),
     Route(POST, (*_SHM, "region", None, "register"), _register),
-    *(Route(POST, (*base, "unregister"), _unregister) for base in (_SHM, (*_SHM, "region", None))),
-    *(Route(GET, (*base, "status"), _regions) for base in (_SHM, (*_SHM, "region", None))),
-    Route(POST, ("v2", "cudasharedmemory", "unregister"), _unregister_cuda),
-    Route(GET, ("v2", "cudasharedmemory", "status"), _cuda_regions),
+    Route(POST, (*_CUDA, "region", None, "register"), _register_cuda),
+    *(
+        Route(POST, (*base, *end, "unregister"), _unregister(kind))
+        for base, kind in _KINDS
+        for end in ((), ("region", None))
+    ),
+    *(Route(GET, (*base, *end, "status"), _regions(kind)) for base, kind in _KINDS for end in ((), ("region", None))),
 )
 
 

@@ -19,10 +19,9 @@ from venturi.backends.base import RegionView
 from venturi.backends.cuda.codegen.early import GLUON_HEADER, descriptor_type
 from venturi.backends.cuda.codegen.element import Element
 from venturi.backends.cuda.codegen.expressions import rounded
-from venturi.backends.cuda.codegen.module import HEADER, OVERLAP_HEADER, PRELUDE, described, indent, pointer_type
+from venturi.backends.cuda.codegen.module import HEADER, OVERLAP_HEADER, described, functions, indent, pointer_type
 from venturi.backends.cuda.codegen.pingpong import WARPS
 from venturi.backends.cuda.codegen.sums import (
-    BYTES_PRELUDE,
     CONSUMER_REGISTERS,
     PRODUCER_REGISTERS,
     chunk_of,
@@ -89,11 +88,13 @@ def pair_source(
     columns = first.arguments[: len(first.columns)]
     results = [*wide, *columns, "narrow", *map(_of_second, second.arguments)]
     everything = ", ".join([*shared, *results, "BM"])
+    first, second = first.raised(), second.raised()
+    consume = _consume(first, second, element, c, s, stores_wide)
     steps, ring = s.steps, c.ring or s.chunks(element)
     barrier = "gl.allocate_shared_memory(gl.int64, [{}, 1], mbarrier.MBarrierLayout())".format
     text = "\n".join([
         described(region),
-        HEADER + GLUON_HEADER + OVERLAP_HEADER + PRELUDE + (BYTES_PRELUDE if element.dtype == DT.INT8 else ""),
+        HEADER + GLUON_HEADER + OVERLAP_HEADER + functions(first.lines, second.lines, consume),
         *_epilogue("_first", first),
         *_epilogue("_second", second),
         "@gluon.jit",
@@ -101,7 +102,7 @@ def pair_source(
         *indent(_produce(c, s, element, bool(first.tiles))),
         "\n\n@gluon.jit",
         f"def _consume({', '.join([*shared, *results])}, BM: gl.constexpr, GROUP: gl.constexpr):",
-        *indent(_consume(first, second, element, c, s, stores_wide)),
+        *indent(consume),
         "\n\n@gluon.jit",
         f"def pair({', '.join([*descriptors, *results])}, M, BM: gl.constexpr):",
         *indent([
@@ -265,7 +266,7 @@ def _consume(
         f"m = gl.arange(0, BM, gl.SliceLayout(1, rows)) + {start}",
         f"mask = (m < M)[:, None] & (n < {step})[None, :]",
         f"at = m.to(tl.int64)[:, None] * {s.wide} + n[None, :]",
-        f"total = gl.zeros((BM, {narrow}), {element.sums}, totals)",
+        f"total = {second.first_sums(element.sums, 'totals', f'(BM, {narrow})')}",
         f"place = count % {c.stages}",
         f"mbarrier.wait(there.index(place), (count // {c.stages}) & 1)",
     ]
@@ -298,7 +299,7 @@ def _chunk(j: int, first: TileBody, element: Element, c: PairTile, s: PairSizes,
     chunk, together = chunk_of(first), _together(element)
     return [
         *([f"mbarrier.wait(ready.index(part % {c.ring}), (part // {c.ring}) & 1)"] if c.ring else []),
-        f"acc = gl.zeros((BM, {step}), {element.sums}, sums)",
+        f"acc = {first.first_sums(element.sums, 'sums', f'(BM, {step})')}",
         f"for k in gl.static_range({steps}):",
         f"    acc = warpgroup_mma(image.index(place * {steps} + k), "
         f"weights1.index(({slot}) * {steps} + k).permute((1, 0)), acc, is_async=True)",

@@ -19,7 +19,7 @@ from venturi.backends.cuda.codegen.conv import ConvGeometry
 from venturi.backends.cuda.codegen.element import Element
 from venturi.backends.cuda.codegen.expressions import TRITON_TYPES, rounded
 from venturi.backends.cuda.codegen.gemm import GROUPED_TILE
-from venturi.backends.cuda.codegen.module import HEADER, OVERLAP_HEADER, PRELUDE, described, indent, pointer_type
+from venturi.backends.cuda.codegen.module import HEADER, OVERLAP_HEADER, described, functions, indent, pointer_type
 from venturi.backends.cuda.codegen.reader import Box, Reader, conv_reader, product_reader
 from venturi.backends.cuda.codegen.tile import TileBody
 from venturi.backends.cuda.kernel import KernelSource
@@ -127,7 +127,7 @@ def _source(
     body = [*_prologue(tile, element, c, reader), *_sums(element, c, reader), *_finish(tile, element, c)]
     text = "\n".join([
         described(region),
-        HEADER + GLUON_HEADER + OVERLAP_HEADER + PRELUDE + (PEER_PRELUDE if c.split > 1 else ""),
+        HEADER + GLUON_HEADER + OVERLAP_HEADER + functions(tile.lines) + (PEER_PRELUDE if c.split > 1 else ""),
         "@gluon.jit",
         f"def {name}({', '.join(arguments)}, BM: tl.constexpr, BN: tl.constexpr):",
         *indent(body),
@@ -189,6 +189,7 @@ def _prologue(tile: TileBody, element: Element, c: EarlyConfig, reader: Reader) 
         *indent(reader.step_lines),
         f"    tma.async_copy_global_to_shared(a, {reader.coordinates}, there.index(i), a_ring.index(i))",
         *reader.address,
+        f"mask = {reader.mask(c.bn)}",
         *(f"early{i} = tl.load(tile{i} + at, mask=mask, other=0.0)" for i in early),
     ]
 

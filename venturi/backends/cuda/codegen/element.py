@@ -53,6 +53,5 @@ class Element:
 
     def shared(self, step: int, rank: int = 2) -> str:
         """Gluon's layout of a tile whose rows have `step` elements."""
-        return (
-            f"NVMMASharedLayout(swizzle_byte_width={step * self.bytes}, element_bitwidth={8 * self.bytes}, rank={rank})"
-        )
+        swizzle = min(step * self.bytes, _ROW_BYTES)
+        return f"NVMMASharedLayout(swizzle_byte_width={swizzle}, element_bitwidth={8 * self.bytes}, rank={rank})"

@@ -70,6 +70,52 @@ def _softplus(x):
 """
 
 
+def _larger_bytes(name: str, kind: str, dtype: str) -> str:
+    larger = (
+        f"{{ .reg .b32 p, q; shl.b32 p, $1, 8; shl.b32 q, $2, 8; max.{kind}16x2 q, p, q; max.{kind}16x2 p, $1, $2; "
+        "prmt.b32 $0, p, q, 0x3715; }"
+    )
+    return f"""
+@triton.jit
+def {name}(x, y):
+    # Four at a time, as the high halves of 16-bit numbers; what is below them does not matter.
+    return tl.inline_asm_elementwise("{larger}", "=r,r,r", [x, y], dtype={dtype}, is_pure=True, pack=4)
+
+"""
+
+
+# Functions that few kernels call.
+_SPECIAL = {
+    "_larger_int8": _larger_bytes("_larger_int8", "s", "tl.int8"),
+    "_larger_uint8": _larger_bytes("_larger_uint8", "u", "tl.uint8"),
+    "_saturated": """
+@triton.jit
+def _saturated(x, y, z):
+    # x * y + z between 0 and 1, in one instruction.
+    return tl.inline_asm_elementwise(
+        "fma.rn.sat.f32 $0, $1, $2, $3;", "=f,f,f,f", [x, y, z], dtype=tl.float32, is_pure=True, pack=1)
+
+""",
+    "_real_bytes": """
+@triton.jit
+def _real_bytes(x):
+    # The conversion of bytes is an instruction of few units. 0x4B0000xx is 2^23 + xx.
+    return tl.inline_asm_elementwise(
+        "{ .reg .b32 u; xor.b32 u, $4, 0x80808080; prmt.b32 $0, u, 0x4B000000, 0x7440; "
+        "prmt.b32 $1, u, 0x4B000000, 0x7441; prmt.b32 $2, u, 0x4B000000, 0x7442; "
+        "prmt.b32 $3, u, 0x4B000000, 0x7443; }",
+        "=f,=f,=f,=f,r", [x], dtype=tl.float32, is_pure=True, pack=4) - 8388736.0
+
+""",
+}
+
+
+def functions(*texts: Sequence[str]) -> str:
+    """What generated lines may call."""
+    called = [text for name, text in _SPECIAL.items() if any(f"{name}(" in line for lines in texts for line in lines)]
+    return PRELUDE + "".join(called)
+
+
 def module(
     region: RegionView,
     name: str,
@@ -86,7 +132,7 @@ def module(
     start = ["gdc_launch_dependents()", "gdc_wait()"] if overlap else []
     head = [
         described(region),
-        HEADER + (OVERLAP_HEADER if overlap else "") + PRELUDE,
+        HEADER + (OVERLAP_HEADER if overlap else "") + functions(lines),
         "@triton.jit",
         f"def {name}({', '.join(arguments)}):",
     ]

@@ -10,6 +10,8 @@ from venturi.backends.cuda.kernel import KernelSource
 from venturi.ir.dtypes import DT
 
 _LOWEST = 'float("-inf")'
+# From here on there are instructions for two 16-bit numbers.
+_PAIRED_ARCH = 90
 
 
 def window_source(
@@ -22,7 +24,8 @@ def window_source(
     first = "tl.zeros((BM, BN), tl.float32)" if mean else 'tl.full((BM, BN), float("-inf"), tl.float32)'
     step = "acc += x" if mean else "acc = tl.maximum(acc, x, propagate_nan=tl.PropagateNan.ALL)"
     if dtype in BYTE_LIMITS:
-        first, step = f"tl.full((BM, BN), {lowest}, {STORE_TYPES[dtype]})", "acc = tl.maximum(acc, x)"
+        larger = f"_larger_{STORE_TYPES[dtype].removeprefix('tl.')}" if arch >= _PAIRED_ARCH else "tl.maximum"
+        first, step = f"tl.full((BM, BN), {lowest}, {STORE_TYPES[dtype]})", f"acc = {larger}(acc, x)"
     divisor = str(rows * cols) if padded else "seen.to(tl.float32)[:, None]"
     count = [f"acc = acc / {divisor}"] if mean else []
     lines = [

@@ -47,7 +47,8 @@ class Reader:
 
     `tiles` says how many tiles of rows there are, `steps` how many steps; `locate` places tile `pm`; `step_lines` and
     `coordinates` say where the image's operand of step `k` begins; `row` is the first row of a tile, where rows are
-    numbered, and `address` where a tile's rows `m` and columns `n` are stored. `block` is the image's box of a step.
+    numbered, `address` where a tile's rows `m` and columns `n` are stored, and `inside` which rows there are. `block`
+    is the image's box of a step, `result` the result's box of a tile without its columns, at `place`.
     """
 
     columns: int
@@ -62,7 +63,19 @@ class Reader:
     block: tuple[int, ...]
     row: str
     address: list[str]
+    inside: str
+    result: tuple[int, ...]
+    place: str
     other: Other | None = None
+
+    def is_whole(self, columns: int) -> bool:
+        """Whether all tiles of so many columns are in the result."""
+        return self.columns % columns == 0
+
+    def mask(self, columns: int) -> str:
+        """Which elements of a tile of `columns` columns there are."""
+        rows = f"({self.inside})[:, None]"
+        return rows if self.is_whole(columns) else f"{rows} & (n < N)[None, :]"
 
 
 @dataclass(frozen=True)
@@ -80,7 +93,9 @@ def product_reader(n: int, k: int, bm: int, step: int) -> Reader:
         n, -(-k // step), step,
         ("M", "N", "K"), "tl.cdiv(M, BM)", f"tl.cdiv(K, {step})", [], f"[pm * BM, k * {step}]", [], (bm, step),
         "pm * BM",
-        ["mask = (m < M)[:, None] & (n < N)[None, :]", "at = m.to(tl.int64)[:, None] * N + n[None, :]"],
+        ["at = m.to(tl.int64)[:, None] * N + n[None, :]"],
+        "m < M",
+        (bm,), "pm * BM",
     )  # fmt: skip
 
 
@@ -121,9 +136,11 @@ def conv_reader(g: ConvGeometry, box: Box, step: int) -> Reader:
             f"item = image + m // {box.height * box.width}",
             f"p = p0 + m // {box.width} % {box.height}",
             f"q = q0 + m % {box.width}",
-            "mask = ((item < images) & (p < P) & (q < Q))[:, None] & (n < N)[None, :]",
             "at = ((item * P + p) * Q + q).to(tl.int64)[:, None] * N + n[None, :]",
         ],
+        "(item < images) & (p < P) & (q < Q)",
+        (box.images, box.height, box.width),
+        "image, p0, q0",
     )
 
 

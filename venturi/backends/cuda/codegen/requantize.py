@@ -2,8 +2,8 @@
 
 What follows the sums is kept as a sum of terms, each a variable times a factor, plus a constant. QuantizeLinear divides
 factors and constant by its scale on the host, DequantizeLinear multiplies them, a residual is one more term, and a Relu
-between two roundings bounds the second one from below. So a rounding costs one fused multiplication and addition a
-term, two bounds, and the addition that rounds.
+between two roundings bounds the second one from below. A stored number's range is stretched to that from 0 to 1, to
+which an instruction saturates. So a rounding costs one fused multiplication and addition a term, and one that rounds.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import onnx_ir as ir
 import torch
 
 from venturi.backends.cuda.codegen.expressions import BYTE_LIMITS, STORE_TYPES, Body
-from venturi.backends.cuda.codegen.tile import Operands, TileBody, is_column, static_shape_of
+from venturi.backends.cuda.codegen.tile import RAISED_SUMS, Operands, TileBody, is_column, static_shape_of
 from venturi.backends.real_view import Numbers, RealView
 from venturi.ir.build import static_shape
 
 T = torch.Tensor
 Factor = Callable[[], T]
 # Adding 1.5 * 2^23, whose bits are 0x4B400000, rounds to an integer, half to even, and leaves it in the low bits.
-_MAGIC, _MAGIC_BITS = 12582912.0, "0x4B400000"
+_MAGIC = 12582912.0
 _MAGIC_RANGE = 1 << 22
 
 
@@ -71,6 +71,10 @@ class _Writer:
 
     def written(self, value: _Sum) -> str:
         """A variable that holds the value, without its cut."""
+        return self.name(self.text(value))
+
+    def text(self, value: _Sum) -> str:
+        """Of the value, without its cut; none of no terms and no constant."""
         whole = 0 if value.columns else 1
         text = "" if value.constant is None else self.operands.column(value.constant, whole)
         for i, (name, factor) in enumerate(value.terms):
@@ -78,24 +82,34 @@ class _Writer:
             if factor is not None:
                 product += f" * {self.operands.column(factor, whole if i == 0 else 1)}"
             text = product if not text else f"{product} + ({text})"
-        return self.name(text)
+        return text
 
-    def bounded(self, value: _Sum, numbers: Numbers) -> str:
-        """The text of the stored number less its zero, not yet an integer."""
+    def bounded(self, value: _Sum, numbers: Numbers, plus: float) -> str:
+        """The text of the stored number less its zero, not yet an integer, `plus` a number."""
         low, high = (float(bound - numbers.zero) for bound in BYTE_LIMITS[numbers.dtype])
-        x = self.written(value.times(1.0 / numbers.scale))
-        floor = self.operands.number(max(low, 0.0) if value.cut else low)
-        return f"tl.minimum(tl.maximum({x}, {floor}), {self.operands.number(high)})"
+        floor = max(low, 0.0) if value.cut else low
+        part = value.times(1.0 / (numbers.scale * (high - floor)))
+        x = self.saturated(part.plus(_number(-floor / (high - floor))) if floor else part)
+        return f"({x} * {self.operands.number(high - floor)} + {self.operands.number(plus + floor)})"
+
+    def saturated(self, value: _Sum) -> str:
+        """A variable that holds the value between 0 and 1."""
+        *before, (name, factor) = value.terms
+        rest = replace(value, terms=tuple(before))
+        assert factor is not None
+        return self.name(
+            f"_saturated({name}, {self.operands.column(factor, 0 if value.columns and not before else 1)}, "
+            f"{self.text(rest) or '0.0'})"
+        )
 
     def rounded(self, value: _Sum, numbers: Numbers) -> str:
         """A variable with the stored integer less its zero."""
-        return self.name(f"({self.bounded(value, numbers)} + {_MAGIC:.1f}) - {_MAGIC:.1f}")
+        return self.name(f"{self.bounded(value, numbers, _MAGIC)} - {_MAGIC:.1f}")
 
     def stored(self, value: _Sum, numbers: Numbers) -> str:
         """The text of the stored integer. An even zero leaves halves where they are and is added before rounding."""
         odd = numbers.zero % 2
-        before = self.operands.number(_MAGIC + (0 if odd else numbers.zero))
-        bits = f"({self.bounded(value, numbers)} + {before}).to(tl.int32, bitcast=True)"
+        bits = f"{self.bounded(value, numbers, _MAGIC + (0 if odd else numbers.zero))}.to(tl.int32, bitcast=True)"
         after = f" + {self.operands.number(float(numbers.zero))}.to(tl.int32)" if odd else ""
         return f"({bits}{after}).to({STORE_TYPES[numbers.dtype]})"
 
@@ -133,7 +147,7 @@ def _real(depth: int) -> str:
     """The sums as fp32. The conversion is an instruction of few units; sums of few products do without it."""
     if depth * 128 * 128 > _MAGIC_RANGE:
         return "acc.to(tl.float32)"
-    return f"(acc + {_MAGIC_BITS}).to(tl.float32, bitcast=True) - {_MAGIC:.1f}"
+    return f"{RAISED_SUMS}.to(tl.float32, bitcast=True) - {_MAGIC:.1f}"
 
 
 def _after(node: ir.Node, value: _Sum, writer: _Writer) -> _Sum | str:

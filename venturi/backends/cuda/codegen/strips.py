@@ -19,7 +19,7 @@ from venturi.backends.base import RegionView
 from venturi.backends.cuda.codegen.early import GLUON_HEADER, descriptor_type
 from venturi.backends.cuda.codegen.element import HALF, Element
 from venturi.backends.cuda.codegen.expressions import rounded
-from venturi.backends.cuda.codegen.module import HEADER, OVERLAP_HEADER, PRELUDE, described, indent, pointer_type
+from venturi.backends.cuda.codegen.module import HEADER, OVERLAP_HEADER, described, functions, indent, pointer_type
 from venturi.backends.cuda.codegen.pingpong import WARPS
 from venturi.backends.cuda.codegen.stem import StemGeometry
 from venturi.backends.cuda.codegen.sums import CONSUMER_REGISTERS, PRODUCER_REGISTERS, chunk_of, ordered, rows_layout
@@ -62,6 +62,7 @@ def strips_source(
 ) -> KernelSource:
     """D[images, P, Q, N] = epilogue of the stem's stride-1 form over blocks [images, P + taps - 1, Q, row], whose
     neighbouring pixels overlap; weights [N, taps * row]."""
+    tile = tile.raised()
     operands = ["a", "b", "ring", "weights", "free", "there", "ready", "images", "P", "Q", "N"]
     results = ["c", *tile.arguments]
     constants = "BM: tl.constexpr, BN: tl.constexpr"
@@ -69,7 +70,7 @@ def strips_source(
     pieces = size.lines(g.taps[0]) // PIECE
     text = "\n".join([
         described(region),
-        HEADER + GLUON_HEADER + OVERLAP_HEADER + PRELUDE,
+        HEADER + GLUON_HEADER + OVERLAP_HEADER + functions(tile.lines),
         "@gluon.jit",
         f"def _produce({', '.join(operands)}, {constants}):",
         *indent(_produce(size, g, pieces)),
@@ -171,7 +172,7 @@ def _consume(tile: TileBody, element: Element, size: Strip, g: StemGeometry) -> 
         "    mask = ((p < P) & (q < Q))[:, None] & (n < N)[None, :]",
         "    at = ((image * P + p) * Q + q).to(tl.int64)[:, None] * N + n[None, :]",
         f"    slot = count % {size.stages}",
-        f"    acc = gl.zeros((BM, BN), {element.sums}, sums)",
+        f"    acc = {tile.first_sums(element.sums, 'sums')}",
         f"    mbarrier.wait(there.index(slot), (count // {size.stages}) & 1)",
         *indent(_masked_products(taps, lines, operand) if masked else _products(taps, lines, operand)),
         "    mbarrier.arrive(free.index(slot), count=1)",

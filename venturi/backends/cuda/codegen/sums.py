@@ -15,17 +15,6 @@ from venturi.ops.tensors import STORAGE
 
 # A thread's registers, by the number of warpgroups that compute, and those of the warp that feeds them.
 CONSUMER_REGISTERS, PRODUCER_REGISTERS = {2: 240, 3: 160}, 24
-# The conversion of bytes is an instruction of few units. 0x4B0000xx is 2^23 + xx.
-BYTES_PRELUDE = """
-@triton.jit
-def _real_bytes(x):
-    return tl.inline_asm_elementwise(
-        "{ .reg .b32 u; xor.b32 u, $4, 0x80808080; prmt.b32 $0, u, 0x4B000000, 0x7440; "
-        "prmt.b32 $1, u, 0x4B000000, 0x7441; prmt.b32 $2, u, 0x4B000000, 0x7442; "
-        "prmt.b32 $3, u, 0x4B000000, 0x7443; }",
-        "=f,=f,=f,=f,r", [x], dtype=tl.float32, is_pure=True, pack=4) - 8388736.0
-
-"""
 
 
 def chunk_of(tile: TileBody) -> int:

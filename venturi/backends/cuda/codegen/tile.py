@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 import torch
@@ -14,6 +14,10 @@ from venturi.backends.cuda.codegen.pointwise import scalar_text
 from venturi.backends.real_view import RealView
 from venturi.ir.build import static_shape
 from venturi.ir.dtypes import DT
+
+# The bits of 1.5 * 2^23: as fp32, a number of few bits added to it is that number more than 1.5 * 2^23.
+_START = 0x4B400000
+RAISED_SUMS = f"(acc + {_START:#x})"
 
 
 @dataclass(frozen=True)
@@ -29,13 +33,28 @@ class Computed:
 class TileBody:
     """Statements from `acc` ([rows, columns]) to `result`.
 
-    `columns` are constants with one element a column, `tiles` computed values of the output's own shape.
+    `columns` are constants with one element a column, `tiles` computed values of the output's own shape. Sums begin at
+    `start`.
     """
 
     columns: tuple[ir.Value | Computed, ...]
     tiles: tuple[ir.Value, ...]
     lines: tuple[str, ...]
     output: ir.Value
+    start: int = 0
+
+    def raised(self) -> TileBody:
+        """The same, with what is added to all sums first as what they begin at."""
+        lines = tuple(line.replace(RAISED_SUMS, "acc") for line in self.lines)
+        return self if lines == self.lines else replace(self, lines=lines, start=_START)
+
+    def first_sums(self, sums: str, layout: str, shape: str = "(BM, BN)") -> str:
+        """What the sums begin at, in Gluon's words."""
+        return (
+            f"gl.full({shape}, {self.start:#x}, {sums}, {layout})"
+            if self.start
+            else f"gl.zeros({shape}, {sums}, {layout})"
+        )
 
     def load_columns(self, index: str, mask: str) -> list[str]:
         """Of columns and single numbers."""
@@ -45,9 +64,11 @@ class TileBody:
         numbers = [(i, c.scalars) for i, c in enumerate(self.columns) if isinstance(c, Computed)]
         return [f"b{i}_{j} = tl.load(col{i} + {j})" for i, count in numbers for j in range(count)]
 
-    def load_vectors(self, index: str, mask: str) -> list[str]:
+    def load_vectors(self, index: str, mask: str = "") -> list[str]:
+        """Of columns; without a mask all are there."""
         wanted = [i for i, c in enumerate(self.columns) if not (isinstance(c, Computed) and c.scalars)]
-        return [f"b{i} = tl.load(col{i} + {index}, mask={mask}, other=0.0).to(tl.float32)[None, :]" for i in wanted]
+        masked = f", mask={mask}, other=0.0" if mask else ""
+        return [f"b{i} = tl.load(col{i} + {index}{masked}).to(tl.float32)[None, :]" for i in wanted]
 
     def column_tensors(self, region: RegionView) -> list[torch.Tensor]:
         """What the columns' arguments point to, flat, where the weights are."""

@@ -19,8 +19,8 @@ from venturi.backends.cuda.codegen.tile import TileBody
 from venturi.backends.cuda.device import KernelDevice
 from venturi.backends.cuda.kernel import KernelSource
 from venturi.backends.cuda.tactics.conv import NHWC, Convolution, nhwc, read_both
-from venturi.backends.cuda.tactics.early import CHANNELS, pixels_of
-from venturi.backends.cuda.tactics.pingpong import pingpong_candidates, read_pingpong
+from venturi.backends.cuda.tactics.early import CHANNELS, pixels_of, tap_step
+from venturi.backends.cuda.tactics.pingpong import num_programs, pingpong_candidates, read_pingpong
 from venturi.backends.cuda.tactics.reference import DeviceReference
 from venturi.backends.part_view import PartView, branches_of
 from venturi.ops.tensors import STORAGE
@@ -90,9 +90,11 @@ class BranchesConv:
 
     def match(self, region: RegionView) -> list[Config] | str:
         found = read_branches(region)
-        return (
-            found if isinstance(found, str) else pingpong_candidates(found.here[1], found.geometries[0], self._device)
-        )
+        if isinstance(found, str):
+            return found
+        here, there = found.geometries
+        more = there.channels // tap_step(there, found.here[1].element)
+        return pingpong_candidates(found.here[1], here, found.tile, self._device, more)
 
     def sources(self, region: RegionView, config: Config) -> list[KernelSource]:
         found = read_branches(region)
@@ -117,7 +119,8 @@ class BranchesConv:
             out = torch.empty((images, n, p, q), dtype=dtype, device=given[0].device, memory_format=NHWC)
             count = box.count((images, p, q)) * -(-n // size.columns)
             pixels = [pixels_of(nhwc(x), g) for x, g in zip(given, found.geometries)]
-            kernel.launch((min(count, self._device.num_sms),), [*pixels, weight, out, *biases, images, p, q, n])
+            programs = num_programs(size, count, n, self._device.num_sms)
+            kernel.launch((programs,), [*pixels, weight, out, *biases, images, p, q, n])
             return out
 
         return Kernel(run)

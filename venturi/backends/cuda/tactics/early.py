@@ -15,7 +15,7 @@ from venturi.backends.cuda.codegen.reader import best_box
 from venturi.backends.cuda.device import KernelDevice, Launchable
 from venturi.backends.cuda.kernel import KernelSource
 from venturi.backends.cuda.tactics.conv import ConvFrame, Convolution, matched_convolution, read_convolution
-from venturi.backends.cuda.tactics.products import MAX_CANDIDATES, Operands, Product, ProductKernel
+from venturi.backends.cuda.tactics.products import MAX_CANDIDATES, Operands, Product, ProductKernel, misaligned
 
 T = torch.Tensor
 ARCH = 90
@@ -85,8 +85,8 @@ class EarlyProduct(ProductKernel):
             return "written for Hopper's warpgroup products"
         if p.rows is None or p.rows < 16:
             return "the number of rows is not fixed" if p.rows is None else f"{p.rows} rows"
-        if p.n % p.element.aligned or p.k % p.element.aligned:
-            return f"N={p.n} and K={p.k} must be multiples of {p.element.aligned}"
+        if obstacle := misaligned(p):
+            return obstacle
         step = p.element.step
         tiles = {bm: (-(-p.rows // bm), EarlyConfig(bm, 0, 0, 0, step=step)) for bm in (64, 128)}
         return early_candidates(tiles, p.n, -(-p.k // step), device.num_sms, p.element)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 
 from venturi.backends.base import Config, Kernel, RegionView
 from venturi.backends.cuda.codegen.conv import ConvGeometry
-from venturi.backends.cuda.codegen.gemm import GemmConfig
-from venturi.backends.cuda.codegen.pingpong import WARPS, PingpongTile, conv_source, product_source
+from venturi.backends.cuda.codegen.element import HALF, Element
+from venturi.backends.cuda.codegen.pingpong import MOST_ACROSS, PingpongTile, conv_source, product_source
 from venturi.backends.cuda.codegen.reader import Box, best_box
 from venturi.backends.cuda.codegen.sums import shuffled
+from venturi.backends.cuda.codegen.tile import TileBody
 from venturi.backends.cuda.device import KernelDevice, Launchable
 from venturi.backends.cuda.kernel import KernelSource
 from venturi.backends.cuda.tactics.conv import ConvFrame, Convolution, matched_convolution
 from venturi.backends.cuda.tactics.early import ARCH, pixels_of, read_boxed, tap_step
-from venturi.backends.cuda.tactics.products import Operands, Product, num_tiles
+from venturi.backends.cuda.tactics.products import Operands, Product, misaligned
+from venturi.ir.dtypes import DT
 
 T = torch.Tensor
 # Steps of 128 bytes in flight.
@@ -25,7 +27,33 @@ TILES = (
 )  # fmt: skip
 NARROW = (PingpongTile(128, 64, 8), PingpongTile(128, 64, 8, 3))
 LEAST_COLUMNS = 64
-MAX_STAGES = 12
+MAX_STAGES, LEAST_STAGES = 12, 3
+# Bytes of shared memory for everything, and what residuals should have of it; more than 8 are not needed.
+_SHARED, _RESIDUALS, _MOST_AHEAD = 216 * 1024, 64 * 1024, 8
+
+
+def variants(t: PingpongTile, tile: TileBody, element: Element, n: int, step: int, count: int) -> list[PingpongTile]:
+    """`t`, for bytes with its residual requested ahead; and the same with weights that stay, of `count` steps of `step`
+    elements, and the residual ahead. Where there is one that the memory accelerator can read, and where they fit."""
+    row, left, ahead = step * element.bytes, _SHARED, 0
+    residual = tile.tiles[0].dtype if len(tile.tiles) == 1 else None
+    if residual in (*HALF, DT.INT8) and n * Element(residual).bytes % 16 == 0:
+        size = t.rows * t.columns * Element(residual).bytes
+        ahead = max(t.groups + 1, min(_MOST_AHEAD, _RESIDUALS // size))
+        left -= ahead * size
+    stages = min(t.stages, left // ((t.rows + t.columns) * row))
+    requested = ahead and element.bytes == 1 and stages >= LEAST_STAGES
+    found = [replace(t, ahead=ahead, stages=stages) if requested else t]
+    stages = min(MAX_STAGES, (left - count * t.columns * row) // (t.rows * row))
+    if stages >= LEAST_STAGES and -(-n // t.columns) <= MOST_ACROSS:
+        found.append(replace(t, ahead=ahead, stages=stages, stays=True))
+    return found
+
+
+def num_programs(t: PingpongTile, tiles: int, n: int, num_sms: int) -> int:
+    """One a multiprocessor, if there are as many tiles."""
+    across = -(-n // t.columns)
+    return min(tiles, num_sms // across * across if t.stays else num_sms)
 
 
 class PingpongProduct:
@@ -36,31 +64,29 @@ class PingpongProduct:
     def configs(self, p: Product, device: KernelDevice) -> list[Config] | str:
         if device.arch != ARCH:
             return "written for Hopper's warpgroup products"
-        if p.n % p.element.aligned or p.k % p.element.aligned:
-            return f"N={p.n} and K={p.k} must be multiples of {p.element.aligned}"
+        if obstacle := misaligned(p):
+            return obstacle
+        step = p.element.step
         sizes = [t for t in (*TILES, *NARROW) if t.columns <= max(p.n, LEAST_COLUMNS)]
-        found = [GemmConfig(t.rows, t.columns, p.element.step, t.stages, WARPS, 1, t.groups) for t in sizes]
-        many = [c for c in found if p.rows is None or num_tiles(p.rows, p.n, c) > device.num_sms]
-        return [asdict(c) for c in many] or "not more tiles than multiprocessors"
+        many = [t for t in sizes if p.rows is None or _num_tiles(p.rows, p.n, t) > device.num_sms]
+        found = [v for t in many for v in variants(t, p.tile, p.element, p.n, step, -(-p.k // step))]
+        return [asdict(t) for t in found] or "not more tiles than multiprocessors"
 
     def source(self, region: RegionView, p: Product, config: Config, arch: int) -> KernelSource:
-        c = GemmConfig(**config)
-        size = _tile(c)
-        return product_source(region, p.tile, p.element, size, p.n, p.k, arch)
+        return product_source(region, p.tile, p.element, PingpongTile(**config), p.n, p.k, arch)
 
     def weights(self, weight: T, p: Product, config: Config) -> T:
-        c = GemmConfig(**config)
-        return shuffled(weight, p.tile, _tile(c).columns)
+        return shuffled(weight, p.tile, PingpongTile(**config).columns)
 
     def launch(self, kernel: Launchable, config: Config, device: KernelDevice, o: Operands) -> None:
-        c, (rows, _, k), n = GemmConfig(**config), o.sizes, o.out.shape[1]
-        grid = (min(num_tiles(rows, n, c), device.num_sms),)
-        kernel.launch(grid, [o.x, o.weight, o.out, *o.columns, *o.tiles, rows, n, k])
+        t, (rows, _, k), n = PingpongTile(**config), o.sizes, o.out.shape[1]
+        skip, tiles = (o.tiles, []) if t.ahead else ([], o.tiles)
+        grid = (num_programs(t, _num_tiles(rows, n, t), n, device.num_sms),)
+        kernel.launch(grid, [o.x, o.weight, *skip, o.out, *o.columns, *tiles, rows, n, k])
 
 
-def _tile(c: GemmConfig) -> PingpongTile:
-    """`waves` counts the groups of warps, of which there are at least two."""
-    return PingpongTile(c.bm, c.bn, c.stages, max(2, c.waves))
+def _num_tiles(rows: int, n: int, t: PingpongTile) -> int:
+    return -(-rows // t.rows) * -(-n // t.columns)
 
 
 PINGPONG = PingpongProduct()
@@ -76,7 +102,9 @@ class PingpongConv:
 
     def match(self, region: RegionView) -> list[Config] | str:
         found = read_boxed(region, self._device.arch)
-        return found if isinstance(found, str) else pingpong_candidates(found[0], found[0].geometry, self._device)
+        if isinstance(found, str):
+            return found
+        return pingpong_candidates(found[0], found[0].geometry, found[0].tile, self._device)
 
     def sources(self, region: RegionView, config: Config) -> list[KernelSource]:
         conv, (size, box, step) = matched_convolution(region), read_pingpong(config)
@@ -91,30 +119,37 @@ class PingpongConv:
         def launch(x: T, out: T, tiles: list[T], sizes: list[int]) -> None:
             images, _, _, p, q = sizes
             count = box.count((images, p, q)) * -(-g.outputs // size.columns)
-            pointers = [pixels_of(x, g), weight, out, *frame.operands.columns, *tiles]
-            kernel.launch((min(count, self._device.num_sms),), [*pointers, images, p, q, g.outputs])
+            skip, rest = ([t.permute(0, 2, 3, 1) for t in tiles], []) if size.ahead else ([], tiles)
+            pointers = [pixels_of(x, g), weight, *skip, out, *frame.operands.columns, *rest]
+            programs = num_programs(size, count, g.outputs, self._device.num_sms)
+            kernel.launch((programs,), [*pointers, images, p, q, g.outputs])
 
         return frame.kernel(launch)
 
 
-def pingpong_candidates(conv: Convolution, g: ConvGeometry, device: KernelDevice) -> list[Config] | str:
-    """For `conv`, of a fixed size, that is read as `g`: more tiles than multiprocessors."""
+def pingpong_candidates(
+    conv: Convolution, g: ConvGeometry, tile: TileBody, device: KernelDevice, more: int = 0
+) -> list[Config] | str:
+    """For `conv`, of a fixed size, that is read as `g` and, after its own, `more` steps; `tile` is the epilogue. More
+    tiles than multiprocessors."""
     assert conv.size is not None
     if device.arch != ARCH:
         return "written for Hopper's warpgroup products"
     step = tap_step(g, conv.element)
+    count = g.kernel[0] * g.kernel[1] * g.channels // step + more
     size = conv.size[0], conv.size[2], conv.size[3]
     found: list[Config] = []
     for t in (*TILES, *NARROW):
         box = best_box(size, t.rows)
         many = box.count(size) * -(-g.outputs // t.columns) > device.num_sms
         if many and t.columns <= max(g.outputs, LEAST_COLUMNS):
-            stages = min(t.stages * conv.element.step // step, MAX_STAGES)
-            found.append({**asdict(t), "stages": stages, "step": step, "box": list(asdict(box).values())})
+            fitted = replace(t, stages=min(t.stages * conv.element.step // step, MAX_STAGES))
+            for v in variants(fitted, tile, conv.element, g.outputs, step, count):
+                found.append({**asdict(v), "step": step, "box": list(asdict(box).values())})
     return found or "not more tiles than multiprocessors"
 
 
 def read_pingpong(config: Config) -> tuple[PingpongTile, Box, int]:
     """(tile, box of the image, channels of a step)."""
-    size = PingpongTile(config["rows"], config["columns"], config["stages"], config["groups"])
+    size = PingpongTile(**{k: v for k, v in config.items() if k not in ("box", "step")})
     return size, Box(*config["box"]), config["step"]

@@ -17,6 +17,7 @@ from venturi.backends.cuda.codegen.gemm import (
     tma_split_source,
     vector_source,
 )
+from venturi.backends.cuda.codegen.sums import chunk_of
 from venturi.backends.cuda.codegen.tile import TileBody
 from venturi.backends.cuda.device import KernelDevice, Launchable
 from venturi.backends.cuda.kernel import KernelSource
@@ -92,6 +93,14 @@ def split_buffers(out: T, split: int, size: int, tiles: int) -> tuple[T, T]:
 
 def num_tiles(rows: int, n: int, c: GemmConfig) -> int:
     return -(-rows // c.bm) * -(-n // c.bn)
+
+
+def misaligned(p: Product) -> str:
+    """Why kernels that read operands by the memory accelerator and write 16 bytes of the result cannot, if so."""
+    columns, depth = chunk_of(p.tile), p.element.aligned
+    if p.n % columns or p.k % depth:
+        return f"N={p.n} and K={p.k} must be multiples of {columns} and {depth}"
+    return ""
 
 
 def _tma_obstacle(p: Product, device: KernelDevice) -> str:

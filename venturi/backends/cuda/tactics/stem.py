@@ -22,7 +22,7 @@ from venturi.backends.cuda.kernel import KernelSource
 from venturi.backends.cuda.tactics.candidates import product_candidates
 from venturi.backends.cuda.tactics.conv import NHWC, Convolution, nhwc, read_convolution
 from venturi.backends.cuda.tactics.early import CHANNELS
-from venturi.backends.cuda.tactics.pingpong import pingpong_candidates, read_pingpong
+from venturi.backends.cuda.tactics.pingpong import num_programs, pingpong_candidates, read_pingpong
 from venturi.backends.cuda.tactics.products import MAX_CANDIDATES, TileOperands, num_tiles, split_buffers
 from venturi.backends.cuda.tactics.reference import DeviceReference
 from venturi.ops.tensors import STORAGE
@@ -127,7 +127,7 @@ class StemPingpong:
         g, aligned = stem.by_rows, conv.element.aligned
         if conv.size is None or g.channels % CHANNELS or stem.width % aligned or g.outputs % aligned:
             return f"sizes that are not fixed, or rows of {stem.row} taps"
-        return pingpong_candidates(conv, g, self._device)
+        return pingpong_candidates(conv, g, replace(conv.tile, tiles=()), self._device)
 
     def sources(self, region: RegionView, config: Config) -> list[KernelSource]:
         found = read_stem(region)
@@ -150,8 +150,9 @@ class StemPingpong:
             strides = (bp * bq * stem.width, bq * stem.width, stem.width, 1)
             rows = packed.as_strided((images, bp, q, stem.row), strides)
             count = box.count(pixels) * -(-stem.source.outputs // size.columns)
-            sizes = [*pixels, stem.source.outputs]
-            product.launch((min(count, self._device.num_sms),), [rows, weight, out, *extra, *sizes])
+            sizes, n = [*pixels, stem.source.outputs], stem.source.outputs
+            programs = num_programs(size, count, n, self._device.num_sms)
+            product.launch((programs,), [rows, weight, out, *extra, *sizes])
 
         order = partial(shuffled, tile=conv.tile, columns=size.columns)
         return two_kernels(region, self._device, self.sources(region, config), launch, order)
