@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -277,7 +278,7 @@ def _poison(x: Any) -> Any:
     if not isinstance(x, torch.Tensor) or not x.dtype.is_floating_point or x.dtype.itemsize == 1 or x.numel() < 8:
         return x
     out = x.clone(memory_format=torch.preserve_format)
-    flat = torch.randperm(x.numel(), generator=torch.Generator().manual_seed(x.numel()))[:3].tolist()
+    flat = random.Random(x.numel()).sample(range(x.numel()), 3)
     for value, at in zip((float("nan"), float("inf"), -float("inf")), flat):
         out[tuple(int(i) for i in np.unravel_index(at, x.shape))] = value
     return out

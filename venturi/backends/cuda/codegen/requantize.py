@@ -52,7 +52,8 @@ def _times(factor: Factor | None, by: float) -> Factor:
 
 
 def _number(x: float) -> Factor:
-    return lambda: torch.tensor([x], dtype=torch.float64)
+    """Of no dimension: it goes together with columns on any device."""
+    return lambda: torch.tensor(x, dtype=torch.float64)
 
 
 @dataclass
