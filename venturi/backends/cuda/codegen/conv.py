@@ -8,7 +8,7 @@ from venturi.backends.base import RegionView
 from venturi.backends.cuda.codegen.element import Element
 from venturi.backends.cuda.codegen.expressions import rounded
 from venturi.backends.cuda.codegen.gemm import GROUPED_TILE, GemmConfig, finish_lines
-from venturi.backends.cuda.codegen.module import constexprs, module, pointer_type
+from venturi.backends.cuda.codegen.module import constexprs, filler, module, pointer_type
 from venturi.backends.cuda.codegen.tile import TileBody
 from venturi.backends.cuda.kernel import KernelSource
 from venturi.ir.dtypes import DT
@@ -49,6 +49,7 @@ def implicit_source(
     flat = g.channels % c.bk != 0
     taps = g.kernel[0] * g.kernel[1]
     depth = taps * g.channels
+    before, blank = filler(fill)
     if flat:
         locate = [
             "    kk = k * BK + tl.arange(0, BK)",
@@ -57,7 +58,7 @@ def implicit_source(
             f"    h = h0[:, None] + ((tap // {g.kernel[1]}) * {g.dilations[0]})[None, :]",
             f"    v = v0[:, None] + ((tap % {g.kernel[1]}) * {g.dilations[1]})[None, :]",
             f"    ok = (h >= 0) & (h < H) & (v >= 0) & (v < W) & (m < M)[:, None] & (kk < {depth})[None, :]",
-            f"    x = tl.load(image[:, None] + (h * W + v) * {g.channels} + channel[None, :], mask=ok, other={fill})",
+            f"    x = tl.load(image[:, None] + (h * W + v) * {g.channels} + channel[None, :], mask=ok, other={blank})",
             f"    w = tl.load(row_b + kk[:, None], mask=(n < N)[None, :] & (kk < {depth})[:, None], other=0.0)",
         ]
     else:
@@ -69,11 +70,12 @@ def implicit_source(
             f"    v = v0 + (tap % {g.kernel[1]}) * {g.dilations[1]}",
             "    ok = (h >= 0) & (h < H) & (v >= 0) & (v < W) & (m < M)",
             f"    pixel = image + (h * W + v) * {g.channels}",
-            f"    x = tl.load(pixel[:, None] + channel[None, :], mask=ok[:, None], other={fill})",
+            f"    x = tl.load(pixel[:, None] + channel[None, :], mask=ok[:, None], other={blank})",
             f"    w = tl.load(row_b + (tap * {g.channels} + channel)[:, None], mask=(n < N)[None, :], other=0.0)",
         ]
     total = -(-depth // c.bk)
     lines = [
+        *before,
         "M = images * P * Q",
         "tiles_m = tl.cdiv(M, BM)",
         "tiles_n = tl.cdiv(N, BN)",

@@ -139,6 +139,14 @@ def module(
     return "\n".join([*head, *indent(start), *indent(lines), ""])
 
 
+def filler(value: int) -> tuple[list[str], str]:
+    """(lines, text) of what a masked load of bytes gives where there are none, in a kernel that has `images`.
+
+    Of a negative constant Triton 3.6 spreads the sign over three of four bytes; one that it cannot foresee is right.
+    """
+    return ([], str(value)) if value >= 0 else ([f"fill = tl.where(images > 0, {value}, 0).to(tl.int8)"], "fill")
+
+
 def described(region: RegionView) -> str:
     """A comment on what the kernel computes, for the reader of the dump."""
     return comment(f"{region.name}: {' -> '.join(n.op_type for n in region.nodes)}").strip()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from venturi.backends.base import RegionView
 from venturi.backends.cuda.codegen.conv import ConvGeometry
 from venturi.backends.cuda.codegen.expressions import BYTE_LIMITS, STORE_TYPES, rounded
-from venturi.backends.cuda.codegen.module import constexprs, module, pointer_type
+from venturi.backends.cuda.codegen.module import constexprs, filler, module, pointer_type
 from venturi.backends.cuda.kernel import KernelSource
 from venturi.ir.dtypes import DT
 
@@ -19,11 +19,12 @@ def window_source(
 ) -> KernelSource:
     """Maximum or mean over windows; `padded` counts the padding in the mean. `size`: pixels, channels, warps."""
     rows, cols = g.kernel
-    lowest = str(BYTE_LIMITS[dtype][0]) if dtype in BYTE_LIMITS else _LOWEST
-    outside = "0.0" if mean else lowest
+    outside, fill = "0.0" if mean else _LOWEST, list[str]()
     first = "tl.zeros((BM, BN), tl.float32)" if mean else 'tl.full((BM, BN), float("-inf"), tl.float32)'
     step = "acc += x" if mean else "acc = tl.maximum(acc, x, propagate_nan=tl.PropagateNan.ALL)"
     if dtype in BYTE_LIMITS:
+        lowest = BYTE_LIMITS[dtype][0]
+        fill, outside = filler(lowest)
         larger = f"_larger_{STORE_TYPES[dtype].removeprefix('tl.')}" if arch >= _PAIRED_ARCH else "tl.maximum"
         first, step = f"tl.full((BM, BN), {lowest}, {STORE_TYPES[dtype]})", f"acc = {larger}(acc, x)"
     divisor = str(rows * cols) if padded else "seen.to(tl.float32)[:, None]"
@@ -36,6 +37,7 @@ def window_source(
         f"v0 = (m % Q) * {g.strides[1]} - {g.pads[1]}",
         "image = a + (m // (P * Q)).to(tl.int64) * (H * W * N)",
         f"acc = {first}",
+        *fill,
         "seen = tl.zeros((BM,), tl.int32)",
         f"for r in tl.static_range({rows}):",
         f"    for s in tl.static_range({cols}):",
