@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +58,15 @@ class StreamExchange:
             return out
 
         return Pending(pending.future, encode)
+
+    def together(self, messages: list[Any]) -> AbstractContextManager[object]:
+        """Not where models are loaded on demand: that takes its time."""
+        stack = ExitStack()
+        if self.core.on_demand is None:
+            for key in {(m.model_name, m.model_version) for m in messages}:
+                with suppress(ServeError):  # told when the message begins
+                    stack.enter_context(self.core.find(*key).driver.together())
+        return stack
 
     async def answers(self, message: Any) -> AsyncIterator[Any]:
         served, request = _decoded(self.core, message, self.trace_parent)

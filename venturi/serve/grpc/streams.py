@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -36,6 +37,9 @@ class Exchange(Protocol):
     def begin(self, message: Any) -> Pending:
         """Submit a request that has one answer."""
 
+    def together(self, messages: list[Any]) -> AbstractContextManager[object]:
+        """Requests of these messages that begin meanwhile may become batches. Nothing waits in there."""
+
     def answers(self, message: Any) -> AsyncIterator[Any]:
         """The answers of a decoupled model."""
 
@@ -43,7 +47,8 @@ class Exchange(Protocol):
 class AnswerStream:
     """Reads messages and writes answers; a ServeError among them carries the request's id in `where`.
 
-    A message whose answer is there at once, and that has no other in front of it, takes no task and no queue.
+    Messages that have arrived begin together. One whose answer is there at once, and that has no other in front of it,
+    takes no task and no queue.
     """
 
     def __init__(self, exchange: Exchange, write: Callable[[Any], Awaitable[None]]) -> None:
@@ -60,8 +65,9 @@ class AnswerStream:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._write_ordered())
                 group.create_task(self._read(messages))
-                while (message := await self._read_ahead.get()) is not None:
-                    await self._take(message, group)
+                while (arrived := await self._arrived())[-1] is not None:
+                    await self._take(arrived, group)
+                await self._take(arrived[:-1], group)
                 self._ordered.put_nowait(None)
         except ExceptionGroup as group:
             if (refused := _refusal(group)) is None:
@@ -80,25 +86,37 @@ class AnswerStream:
             await self._read_ahead.put(message)
         await self._read_ahead.put(None)
 
-    async def _take(self, message: Any, group: asyncio.TaskGroup) -> None:
-        given: Pending | ServeError
+    async def _arrived(self) -> list[Any]:
+        """All messages that are there, at least one; None, the end, is the last."""
+        arrived = [await self._read_ahead.get()]
+        while arrived[-1] is not None and not self._read_ahead.empty():
+            arrived.append(self._read_ahead.get_nowait())
+        return arrived
+
+    async def _take(self, arrived: list[Any], group: asyncio.TaskGroup) -> None:
+        messages = [m for m in arrived if not isinstance(m, Malformed)]
+        with self._exchange.together(messages) if len(messages) > 1 else nullcontext():
+            begun = [(message, await self._begun(message)) for message in arrived]
+        for message, given in begun:
+            if given is None:
+                await self._room.acquire()
+                group.create_task(self._pass_on(message))
+            elif not self._num_ordered and (isinstance(given, ServeError) or given.future.done()):
+                await self._write(await _answer(message, given))
+            else:
+                self._num_ordered += 1
+                self._ordered.put_nowait((message, given))
+                await self._room.acquire()
+
+    async def _begun(self, message: Any) -> Pending | ServeError | None:
+        """None for a message to a decoupled model."""
         try:
             if isinstance(message, Malformed):
                 raise invalid(message.reason)
             await self._exchange.prepare(message)
-            if self._exchange.is_decoupled(message):
-                await self._room.acquire()
-                group.create_task(self._pass_on(message))
-                return
-            given = self._exchange.begin(message)
+            return None if self._exchange.is_decoupled(message) else self._exchange.begin(message)
         except Exception as exc:
-            given = _failure(exc, message)
-        if not self._num_ordered and (isinstance(given, ServeError) or given.future.done()):
-            await self._write(await _answer(message, given))
-            return
-        self._num_ordered += 1
-        self._ordered.put_nowait((message, given))
-        await self._room.acquire()
+            return _failure(exc, message)
 
     async def _write_ordered(self) -> None:
         while (item := await self._ordered.get()) is not None:

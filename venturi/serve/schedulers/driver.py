@@ -10,7 +10,8 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from venturi.serve.errors import ServeError, Status, as_serve_error, unavailable
 from venturi.serve.instance import Instance
@@ -55,6 +56,7 @@ class Driver:
         self._alarm_ns: int | None = None
         self._closing = False
         self._max_open = max_open
+        self._gathering = 0
 
     @property
     def num_open(self) -> int:
@@ -73,7 +75,7 @@ class Driver:
             try:
                 if len(self._answers) >= self._max_open:
                     raise unavailable(f"{request.label}Exceeds maximum queue size: {self._max_open} requests are open")
-                at_once = self._free_for_one()
+                at_once, gathering = self._free_for_one(), self._gathering > 0
                 if at_once is None:
                     self._policy.add(request, now)
             except ServeError:
@@ -85,7 +87,20 @@ class Driver:
                 self._order.append(request)
             if at_once is None:
                 self._statistics.pending += 1
-        if at_once is None or self._finish(at_once, [request], at_once.run_here([request])):
+        if (at_once is None or self._finish(at_once, [request], at_once.run_here([request]))) and not gathering:
+            self._pump()
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Requests submitted meanwhile are in the line when the first of them is looked at, as if they had come at
+        once."""
+        with self._lock:
+            self._gathering += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._gathering -= 1
             self._pump()
 
     def cancel(self, request: InferRequest) -> None:
@@ -142,9 +157,9 @@ class Driver:
 
     def _free_for_one(self) -> Instance | None:
         """Takes an idle instance that answers on this thread, where the request now arriving would run at once."""
-        if self._policy.starts_at_once and self._idle and self._idle[0].is_fast and not len(self._policy):
-            return self._idle.popleft()
-        return None
+        if self._gathering or not self._policy.starts_at_once or len(self._policy):
+            return None
+        return self._idle.popleft() if self._idle and self._idle[0].is_fast else None
 
     def _decide(self, now: int) -> tuple[Instance, Run] | None:
         """A free instance and its batch; or an alarm for when there may be one."""

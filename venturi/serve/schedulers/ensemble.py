@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -161,6 +162,10 @@ class EnsembleDriver:
                 raise unavailable(request.label + "the model version is being unloaded")
             self._flows[request] = root
         self._advance(root)
+
+    def together(self) -> AbstractContextManager[object]:
+        """Steps of different requests meet in their own models' lines."""
+        return nullcontext()
 
     def cancel(self, request: InferRequest) -> None:
         """No further step starts; the request is answered CANCELLED when those that run have ended."""
