@@ -16,6 +16,7 @@ from venturi.backends.cuda.tactics.pool import WindowPool
 from venturi.backends.cuda.tactics.reference import DeviceReference
 from venturi.core.errors import TuningError
 from venturi.engine.builder import stored_weights
+from venturi.ops.tensors import STORAGE
 
 pytestmark = pytest.mark.gpu
 
@@ -118,7 +119,7 @@ def test_pooling(device, kind):  # noqa: F811
     weights, tactic, place = stored_weights(model.graph), WindowPool(device), torch.device("cuda", 0)
     pools = [r for r in (RegionView(n, weights) for n in model.graph) if not isinstance(tactic.match(r), str)]
     assert len(pools) == 1
-    dtype = {"s8": torch.int8, "u8": torch.uint8}[kind]
+    dtype = STORAGE[pools[0].dynamic[0].dtype]
     limits = torch.iinfo(dtype)
     x = torch.randint(limits.min, limits.max + 1, (3, 64, 19, 21), dtype=dtype, device=place)
     x = x.contiguous(memory_format=torch.channels_last)
