@@ -182,8 +182,9 @@ class Engine:
         tensors = [a for a in args if isinstance(a, torch.Tensor)]
         if tensors and (not args or tensors[0].device == self._built.target.device):
             return outputs
-        outputs = [o.cpu() if isinstance(o, torch.Tensor) else o for o in outputs]
-        return outputs if tensors else [to_numpy(o, dtype) for o, (_, dtype) in zip(outputs, self._output_types)]
+        if tensors:
+            return [o.cpu() if isinstance(o, torch.Tensor) else o for o in outputs]
+        return [to_numpy(o, dtype) for o, (_, dtype) in zip(outputs, self._output_types)]
 
     def _accept(self, args: list[Any], profile: int | None) -> list[Any]:
         """Stored inputs, checked against the interface; shapes already seen skip the shape checks."""

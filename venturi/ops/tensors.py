@@ -6,6 +6,7 @@ float4/float6 in float32. The logical type comes from the graph, never from the 
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import ml_dtypes  # noqa: F401  (registers bfloat16 and friends with numpy)
@@ -74,8 +75,8 @@ def to_torch(array: np.ndarray[Any, Any], dtype: DT | None = None) -> Any:
         array = array.astype(array.dtype.newbyteorder("="))
     if storage in _BITS:
         bits = array.view(np.int16 if storage == torch.bfloat16 else np.uint8)
-        return _from_numpy(bits).view(storage)
-    return _from_numpy(array)
+        return torch.from_numpy(bits).view(storage)
+    return torch.from_numpy(array)
 
 
 def as_text(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -86,29 +87,14 @@ def as_text(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return out.reshape(array.shape)
 
 
-def _from_numpy(array: np.ndarray[Any, Any]) -> torch.Tensor:
-    if array.flags.writeable:
-        return torch.from_numpy(array)
-    if array.size == 0:
-        return torch.from_numpy(array.copy())
-    if array.flags.c_contiguous:
-        return _share_readonly(array)
-    return torch.from_numpy(array.copy())
+def _hear_about_read_only_memory() -> None:
+    """torch warns once in a process that it cannot keep memory read-only; here that is known."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.from_numpy(np.frombuffer(bytes(4), np.float32))
 
 
-def _share_readonly(array: np.ndarray[Any, Any]) -> torch.Tensor:
-    """torch warns that it cannot keep memory read-only, which is known here; so it is shown as writeable."""
-    return torch.from_numpy(np.asarray(_Writeable(array)))
-
-
-class _Writeable:
-    """An array's memory for `np.asarray`, whose result keeps this object and so the array alive."""
-
-    def __init__(self, array: np.ndarray[Any, Any]) -> None:
-        self._array = array
-        interface = array.__array_interface__
-        interface["data"] = (interface["data"][0], False)
-        self.__array_interface__ = interface
+_hear_about_read_only_memory()
 
 
 def to_numpy(value: Any, dtype: DT | None = None) -> Any:
@@ -119,7 +105,7 @@ def to_numpy(value: Any, dtype: DT | None = None) -> Any:
         return [to_numpy(v, dtype) for v in value]
     if not isinstance(value, torch.Tensor):
         raise ShapeError(f"expected a tensor, got {type(value).__name__}")
-    x = value.detach().cpu()
+    x = value.detach().cpu() if value.requires_grad or not value.is_cpu else value
     logical = dtype or _LOGICAL[x.dtype]
     if x.dtype in _BITS:
         return x.contiguous().view(_BITS[x.dtype]).numpy().view(numpy_dtype(_LOGICAL[x.dtype]))

@@ -28,17 +28,15 @@ def decode_infer(message: Any, regions: Regions) -> InferRequest:
     request = InferRequest(message.model_name, message.model_version, {}, id=message.id)
     try:
         _read_parameters(message.parameters, request)
-        raw = message.raw_input_contents
-        shared = [i for i in message.inputs if "shared_memory_region" in i.parameters]
-        if raw and len(raw) != len(message.inputs) - len(shared):
-            expected = len(message.inputs) - len(shared)
-            raise invalid(f"expected {expected} raw_input_contents, one an input, got {len(raw)}")
+        raw, inputs = message.raw_input_contents, message.inputs
+        sent = [len(i.parameters) == 0 or "shared_memory_region" not in i.parameters for i in inputs]
+        if raw and len(raw) != sum(sent):
+            raise invalid(f"expected {sum(sent)} raw_input_contents, one an input, got {len(raw)}")
         left = iter(raw)
-        for item in message.inputs:
+        for item, is_sent in zip(inputs, sent):
             if item.name in request.inputs:
                 raise invalid(f"input '{item.name}' already exists in request")
-            given = None if not raw or item in shared else next(left)
-            request.inputs[item.name] = _input(item, given, regions)
+            request.inputs[item.name] = _input(item, next(left) if raw and is_sent else None, regions)
         request.outputs = [_output(o) for o in message.outputs]
     except ServeError as exc:
         raise ServeError(exc.status, request.label + exc.message) from exc
@@ -94,7 +92,7 @@ def _input(item: Any, raw: bytes | None, regions: Regions) -> Tensor:
             raise invalid(f"input '{name}' has shape {shape}: dimensions must not be negative")
     if total >= 1 << 48:
         raise invalid(f"input '{name}' has shape {shape}, which is too large")
-    place = read_place(_plain(item.parameters), f"input '{name}'")
+    place = read_place(_plain(item.parameters), f"input '{name}'") if len(item.parameters) else None
     if place is not None:
         view = regions.read(place.region, place.offset, place.byte_size)
         return Tensor(name, datatype, from_bytes(name, datatype, shape, view))
@@ -129,6 +127,8 @@ def _from_contents(item: Any, shape: list[int]) -> np.ndarray[Any, Any]:
 
 
 def _output(item: Any) -> RequestedOutput:
+    if not len(item.parameters):
+        return RequestedOutput(item.name, True)
     place = read_place(_plain(item.parameters), f"output '{item.name}'")
     classes = item.parameters["classification"].int64_param if "classification" in item.parameters else 0
     if classes < 0:
@@ -143,6 +143,8 @@ def _plain(parameters: Any) -> dict[str, Parameter]:
 
 
 def _read_parameters(given: Any, request: InferRequest) -> None:
+    if not len(given):
+        return
     for key, parameter in given.items():
         if key.startswith("triton_"):
             if key != EMPTY_FINAL:
