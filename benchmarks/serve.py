@@ -1,7 +1,8 @@
 """The server beside a trivial echo, same client, same machine: `python -m benchmarks.serve`.
 
 The model is an identity of 16 floats. HTTP's client is one process of raw sockets, gRPC's one of grpcio's stubs. The
-peer is `http.server` answering a fixed body without reading what it says. `bandwidth` sends 16 MB tensors.
+peer is `http.server` answering a fixed body without reading what it says. 16 MB tensors are sent, and then placed in
+shared memory. At half load, requests come at fixed times, half as many a second as four clients got answered.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from benchmarks.report import save
 from examples.serve.demo import started
 
 CHUNKED = b"transfer-encoding: chunked"
+ANY_PORTS = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
 LENGTH = re.compile(rb"\r\ncontent-length: (\d+)", re.IGNORECASE)
 
 
@@ -122,6 +124,78 @@ def stream(port: int, seconds: float) -> tuple[float, float, float]:
     return count / (time.perf_counter() - start), float("nan"), float("nan")
 
 
+def paced(port: int, per_s: float, seconds: float, request: bytes, answers: Any) -> None:
+    """Four clients in a process of its own, each at its own fixed times; puts (calls a second, p50 ms, p99 ms), from
+    sending to the answer."""
+    times: list[float] = []
+    begin = time.perf_counter() + 0.1
+
+    def loop(number: int) -> None:
+        call = http_calls(port, request)
+        for i in range(int(per_s * seconds / 4)):
+            due = begin + (i * 4 + number) / per_s
+            if (left := due - time.perf_counter()) > 0:
+                time.sleep(left)
+            start = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - start)
+
+    workers = [threading.Thread(target=loop, args=(n,)) for n in range(4)]
+    for w in workers:
+        w.start()
+    for w in workers:
+        w.join()
+    ordered = sorted(times)
+    rate = len(ordered) / (time.perf_counter() - begin)
+    answers.put((rate, ordered[len(ordered) // 2] * 1e3, ordered[int(len(ordered) * 0.99)] * 1e3))
+
+
+def half_load(port: int, per_s: float, seconds: float, rounds: int) -> dict[str, Any]:
+    """Medians over rounds."""
+    context = mp.get_context("spawn")
+    found = []
+    for _ in range(rounds):
+        answers = context.SimpleQueue()
+        process = context.Process(target=paced, args=(port, per_s / 2, seconds, http_request(16), answers))
+        process.start()
+        process.join(seconds + 60)
+        found.append(answers.get())
+    rate, p50, p99 = (statistics.median(f[i] for f in found) for i in range(3))
+    return {"asked_per_s": per_s / 2, "per_s": rate, "p50_ms": p50, "p99_ms": p99}
+
+
+def placed(port: int, path: Path, width: int, calls: int) -> dict[str, Any]:
+    """A tensor of `width` floats in and out through system shared memory, beside the engine at `path` in this process,
+    and a copy between two such arrays."""
+    import tritonclient.http as http_client
+    from tritonclient.utils import shared_memory as shm
+
+    size, key = 4 * width, "/venturi_benchmark"
+    region = shm.create_shared_memory_region("r", key, 2 * size)
+    try:
+        shm.set_shared_memory_region(region, [np.ones((1, width), np.float32)])
+        with http_client.InferenceServerClient(f"127.0.0.1:{port}") as client:
+            client.register_system_shared_memory("r", key, 2 * size)
+            given = http_client.InferInput("x", [1, width], "FP32")
+            given.set_shared_memory("r", size)
+            wanted = http_client.InferRequestedOutput("y")
+            wanted.set_shared_memory("r", size, size)
+            calls_ms = [_timed(lambda: client.infer(f"m{width}", [given], outputs=[wanted])) for _ in range(calls)]
+            client.unregister_system_shared_memory()
+        a, b = np.ones(width, np.float32), np.ones(width, np.float32)
+        copy_ms = statistics.median(_timed(lambda: np.copyto(b, a)) for _ in range(calls))
+    finally:
+        shm.destroy_shared_memory_region(region)
+    ms, alone_ms = statistics.median(calls_ms[1:]), in_process_us(path, width, calls) / 1e3
+    return {"ms": ms, "engine_ms": alone_ms, "copy_ms": copy_ms, "GB_per_s": 2 * size / ms / 1e6}
+
+
+def _timed(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return (time.perf_counter() - start) * 1e3
+
+
 def measured_once(kind: str, port: int, threads: int, seconds: float, request: bytes) -> tuple[float, float, float]:
     """(calls a second, p50 ms, p99 ms) of a client in a process of its own; `request` is HTTP's."""
     context = mp.get_context("spawn")
@@ -171,14 +245,9 @@ def identity(root: Path, width: int) -> None:
     vt.build(net, device="cpu", opt_level=0).save(folder / "model.vt")
 
 
-def in_process_us(path: Path) -> float:
-    engine, x = vt.load(path), np.ones((1, 16), np.float32)
-    times = []
-    for _ in range(3000):
-        start = time.perf_counter()
-        engine.run({"x": x})
-        times.append(time.perf_counter() - start)
-    return statistics.median(times) * 1e6
+def in_process_us(path: Path, width: int = 16, calls: int = 3000) -> float:
+    engine, x = vt.load(path), np.ones((1, width), np.float32)
+    return statistics.median(_timed(lambda: engine.run({"x": x})) for _ in range(calls)) * 1e3
 
 
 def main() -> None:
@@ -197,7 +266,7 @@ def main() -> None:
         found = context.SimpleQueue()
         peer = context.Process(target=echo, args=(found,), daemon=True)
         peer.start()
-        process, ports = started([folder, "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"])
+        process, ports = started([folder, *ANY_PORTS, "--allow-client-shm"])
         echo_port = found.get()
         cells = [("echo http", "http", echo_port), ("http", "http", ports["http"]), ("grpc", "grpc", ports["grpc"])]
         try:
@@ -211,6 +280,11 @@ def main() -> None:
             large["GB_per_s"] = large["per_s"] * wide * 4 * 2 / 1e9
             results["http 16 MB"] = large
             print("16 MB", json.dumps(large), flush=True)
+            results["shared memory 16 MB"] = placed(ports["http"], root / f"m{wide}/1/model.vt", wide, 60)
+            print("shared memory", json.dumps(results["shared memory 16 MB"]), flush=True)
+            per_s = results["http x4"]["per_s"]
+            results["http at half load"] = half_load(ports["http"], per_s, args.seconds, args.rounds)
+            print("half load", json.dumps(results["http at half load"]), flush=True)
         finally:
             process.terminate()
             process.wait(60)

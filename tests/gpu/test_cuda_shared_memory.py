@@ -54,7 +54,7 @@ def test_another_process_sees_what_is_written():
             regions.register_cuda("r", bytes(64), 0, 16)
         regions.register_cuda("r", handle, 0, 1 << 22)
         assert bytes(regions.read("r", 250, 12)) == bytes([250, 251, 252, 253, 254, 255, 0, 1, 2, 3, 4, 5])
-        regions.write("r", 1000, bytes(range(16)))
+        regions.write("r", 1000, memoryview(bytes(range(16))))
         assert bytes(regions.read("r", 1000, 16)) == bytes(range(16))
         regions.unregister(Kind.CUDA)
         regions.register_cuda("again", handle, 0, 1 << 22)

@@ -83,7 +83,7 @@ class FakeDriver:
         return 0
 
     def cuMemcpyHtoD_v2(self, address, data, size):
-        self._at(address, size)[:] = np.frombuffer(C.string_at(data, size.value), np.uint8)
+        self._at(address, size)[:] = np.frombuffer(C.string_at(data.value, size.value), np.uint8)
         return 0
 
     def cuGetErrorString(self, code, text):

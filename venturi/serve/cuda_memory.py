@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+
 from venturi.serve.errors import ServeError, Status, invalid, unavailable
 
 HANDLE_BYTES = 64
@@ -113,12 +115,13 @@ class CudaMapping:
                 self._driver.call("cuMemcpyDtoH_v2", place, C.c_uint64(self._address + offset), C.c_size_t(size))
         return memoryview(data)
 
-    def write(self, offset: int, data: bytes) -> None:
+    def write(self, offset: int, data: memoryview) -> None:
         """Returns when the device has the bytes."""
         if data:
             with self._driver.current(self._context):
+                given = C.c_void_p(np.frombuffer(data, np.uint8).ctypes.data)
                 to = C.c_uint64(self._address + offset)
-                self._driver.call("cuMemcpyHtoD_v2", to, C.c_char_p(data), C.c_size_t(len(data)))
+                self._driver.call("cuMemcpyHtoD_v2", to, given, C.c_size_t(len(data)))
 
 
 def _unmap(driver: CudaMemory, context: C.c_void_p, address: int) -> None:

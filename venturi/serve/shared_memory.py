@@ -16,7 +16,7 @@ from typing import Any
 from venturi.serve.cuda_memory import CudaMapping, CudaMemory
 from venturi.serve.errors import ServeError, Status, invalid, not_found, unsupported
 from venturi.serve.request import Place, Tensor
-from venturi.serve.tensors import to_bytes
+from venturi.serve.tensors import wire_view
 
 FOLDER = "/dev/shm"
 RESERVED = "triton_python_backend_shm_region_"
@@ -47,7 +47,7 @@ class SystemRegion:
         """The memory itself."""
         return memoryview(self.memory)[self.offset + offset : self.offset + offset + size]
 
-    def write(self, offset: int, data: bytes) -> None:
+    def write(self, offset: int, data: memoryview) -> None:
         self.read(offset, len(data))[:] = data
 
 
@@ -68,7 +68,7 @@ class CudaRegion:
         """A copy on the host."""
         return self.memory.read(offset, size)
 
-    def write(self, offset: int, data: bytes) -> None:
+    def write(self, offset: int, data: memoryview) -> None:
         self.memory.write(offset, data)
 
 
@@ -126,7 +126,7 @@ class Regions:
         """The bytes of a tensor. Raises ServeError when the region is unknown or too small."""
         return self._find(name, offset, size).read(offset, size)
 
-    def write(self, name: str, offset: int, data: bytes) -> None:
+    def write(self, name: str, offset: int, data: memoryview) -> None:
         """Raises as `read` does."""
         self._find(name, offset, len(data)).write(offset, data)
 
@@ -173,7 +173,7 @@ def read_place(given: Any, what: str) -> Place | None:
 
 def write_place(regions: Regions, place: Place, tensor: Tensor) -> dict[str, str | int]:
     """Puts the tensor where the client wants it and says so. Raises ServeError INTERNAL when it does not fit."""
-    data = to_bytes(tensor.data, tensor.datatype)
+    data = wire_view(tensor.data, tensor.datatype)
     if len(data) > place.byte_size:
         text = f"shared memory size specified with the request for output '{tensor.name}' ({place.byte_size} bytes)"
         raise ServeError(Status.INTERNAL, f"{text} should be at least {len(data)} bytes")

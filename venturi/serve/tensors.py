@@ -71,6 +71,13 @@ def _strings(name: str, data: bytes | memoryview, count: int) -> Array:
     return out
 
 
+def wire_view(array: Array, datatype: str) -> memoryview:
+    """The array's bytes as the wire has them, copied only where they lie otherwise."""
+    if datatype == BYTES:
+        return memoryview(to_bytes(array, datatype))
+    return np.ascontiguousarray(array, dtype=DATATYPES[datatype]).reshape(-1).view(np.uint8).data
+
+
 def to_bytes(array: Array, datatype: str) -> bytes:
     """The array's bytes as the wire has them."""
     if datatype == BYTES:
