@@ -23,6 +23,7 @@ from venturi.serve.logs import LogSettings, ServerLog
 from venturi.serve.models.base import ModelKind
 from venturi.serve.models.engine import EngineKind
 from venturi.serve.models.ensemble import EnsembleKind
+from venturi.serve.models.onnx_runtime import OnnxRuntimeKind
 from venturi.serve.models.python import PythonKind
 from venturi.serve.on_demand import OnDemand
 from venturi.serve.repository import Mode, Repository
@@ -104,7 +105,7 @@ async def start(config: ServeConfig) -> Running:
     """Binds, listens, loads. Raises ServeError or DeviceError when a port is taken or a model cannot be served."""
     tracer, log = Tracer(config.trace), ServerLog(config.log)
     log.start()
-    kinds: dict[str, ModelKind] = {"venturi": EngineKind()}
+    kinds: dict[str, ModelKind] = {"venturi": EngineKind(), "ort": OnnxRuntimeKind()}
     repository = Repository(
         config.repositories, kinds, config.mode,
         complete=config.complete_config, default_max_batch=config.default_max_batch,

@@ -21,7 +21,7 @@ BACKENDS = {
     "venturi": "venturi", "tensorrt": "venturi", "tensorrt_plan": "venturi", "onnxruntime": "venturi",
     "onnxruntime_onnx": "venturi", "onnx": "venturi", "python": "python",
     "pytorch": "venturi", "pytorch_libtorch": "venturi",
-    "ensemble": "ensemble",
+    "ort": "ort", "ensemble": "ensemble",
 }  # fmt: skip
 DEFAULT_SEQUENCE_IDLE_US = 1_000_000
 

@@ -45,10 +45,10 @@ class EngineKind:
     def load(self, config: ModelConfig, folder: Path) -> EngineModel:
         return EngineModel(self._open(config, folder), config)
 
-    def _open(self, config: ModelConfig, folder: Path) -> vt.Engine:
+    def _open(self, config: ModelConfig, folder: Path) -> Any:
         path = _file(config, folder)
         settings = {n: config.parameters[n].string_value for n in PARAMETERS if n in config.parameters}
-        threads = _threads_of_an_instance(config)
+        threads = threads_of_an_instance(config)
         if path.suffix not in (".onnx", ".pt2"):
             return vt.load(path, intra_threads=threads)
         level = settings.pop("opt_level", "3")
@@ -58,7 +58,7 @@ class EngineKind:
         return vt.build(source, opt_level=int(level), intra_threads=threads, **settings)  # type: ignore[arg-type]
 
 
-def _threads_of_an_instance(config: ModelConfig) -> int | None:
+def threads_of_an_instance(config: ModelConfig) -> int | None:
     """None where one instance has all cores."""
     if THREADS in config.parameters:
         text = config.parameters[THREADS].string_value
@@ -106,11 +106,11 @@ def _describe(target: Any, spec: vt.TensorSpec, batched: bool) -> None:
 
 
 class EngineModel:
-    """Joins the rows of a batch, runs the engine once, gives every request its rows."""
+    """Joins the rows of a batch, runs the engine, or what has its face, once, gives every request its rows."""
 
     runs_inline = True
 
-    def __init__(self, engine: vt.Engine, config: ModelConfig) -> None:
+    def __init__(self, engine: Any, config: ModelConfig) -> None:
         self._engine = engine
         self._batches = config.max_batch_size > 0
         self._specs = {s.name: s for s in engine.inputs}
@@ -132,7 +132,8 @@ class EngineModel:
         return responses
 
     def inspect(self) -> dict[str, Any]:
-        return self._engine.inspect().to_json()
+        found: dict[str, Any] = self._engine.inspect().to_json()
+        return found
 
     def close(self) -> None:
         self._engine.close()
