@@ -16,6 +16,7 @@ import uvicorn
 from venturi.core.errors import DeviceError, VenturiError
 from venturi.core.log import logger
 from venturi.serve.core import Core
+from venturi.serve.custom_metrics import CustomMetrics
 from venturi.serve.errors import unavailable
 from venturi.serve.grpc.service import make_server
 from venturi.serve.http.app import HttpApp, MetricsApp
@@ -111,10 +112,12 @@ async def start(config: ServeConfig) -> Running:
         complete=config.complete_config, default_max_batch=config.default_max_batch,
         cache=config.cache, tracer=tracer, limiter=config.limiter,
     )  # fmt: skip
-    kinds["python"] = PythonKind(repository.submit)
+    metrics = CustomMetrics()
+    kinds["python"] = PythonKind(repository.submit, metrics)
     kinds["ensemble"] = EnsembleKind(repository.find, repository.submit)
     core = Core(
-        repository, config.name, allow_shared_memory=config.allow_shared_memory, tracer=tracer, log=log
+        repository, config.name, allow_shared_memory=config.allow_shared_memory, tracer=tracer, log=log,
+        custom_metrics=metrics,
     )  # fmt: skip
     if config.load_on_demand:
         core.on_demand = OnDemand(repository, config.model_memory_budget)

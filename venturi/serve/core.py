@@ -7,6 +7,7 @@ from typing import Any
 
 import venturi as vt
 from venturi.serve.config import config_from_json, message_json
+from venturi.serve.custom_metrics import CustomMetrics
 from venturi.serve.errors import invalid, unavailable
 from venturi.serve.logs import ServerLog
 from venturi.serve.on_demand import OnDemand
@@ -27,11 +28,12 @@ class Core:
 
     def __init__(
         self, repository: Repository, name: str = "venturi", *, allow_shared_memory: bool = False,
-        tracer: Tracer | None = None, log: ServerLog | None = None,
+        tracer: Tracer | None = None, log: ServerLog | None = None, custom_metrics: CustomMetrics | None = None,
     ) -> None:  # fmt: skip
         self.repository = repository
         self.tracer, self.log = tracer or Tracer(), log or ServerLog()
         self.regions = Regions(allow_shared_memory)
+        self.custom_metrics = custom_metrics or CustomMetrics()
         self.name = name
         self.on_demand: OnDemand | None = None
         self.exiting = False

@@ -21,13 +21,13 @@ def render(versions: Iterable[ServedVersion]) -> str:
     def family(name: str, kind: str, text: str, samples: Iterable[tuple[str, float]]) -> None:
         lines.append(f"# HELP {name} {text}")
         lines.append(f"# TYPE {name} {kind}")
-        lines.extend(f"{name}{labels} {_number(value)}" for labels, value in samples)
+        lines.extend(f"{name}{labels} {number(value)}" for labels, value in samples)
 
     def each(value: Callable[[ModelStatistics], float]) -> list[tuple[str, float]]:
         return [(f"{{{_labels(v)}}}", value(v.statistics)) for v in served]
 
     failures = [
-        (f'{{model="{_escaped(v.name)}",reason="{r}",version="{v.version}"}}', v.statistics.failures[r])
+        (f'{{model="{escaped(v.name)}",reason="{r}",version="{v.version}"}}', v.statistics.failures[r])
         for v in served
         for r in REASONS
     ]
@@ -65,7 +65,7 @@ def _histogram(name: str, text: str, served: list[ServedVersion]) -> list[str]:
         for bound, count in zip((*BUCKETS_MS, "+Inf"), histogram.counts):
             total += count
             lines.append(f'{name}_bucket{{{labels},le="{bound}"}} {total}')
-        lines.append(f"{name}_sum{{{labels}}} {_number(histogram.total_ms)}")
+        lines.append(f"{name}_sum{{{labels}}} {number(histogram.total_ms)}")
         lines.append(f"{name}_count{{{labels}}} {total}")
     return lines
 
@@ -81,15 +81,17 @@ def _phase_us(phase: str, s: ModelStatistics) -> int:
 
 
 def _labels(version: ServedVersion) -> str:
-    tags = "".join(f',_{k}="{_escaped(v)}"' for k, v in sorted(version.config.metric_tags.items()))
-    return f'model="{_escaped(version.name)}",version="{version.version}"{tags}'
+    tags = "".join(f',_{k}="{escaped(v)}"' for k, v in sorted(version.config.metric_tags.items()))
+    return f'model="{escaped(version.name)}",version="{version.version}"{tags}'
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
+    """A label's value as it stands between quotes."""
     return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """Of a finite number, without a fraction where there is none."""
     return repr(int(value)) if float(value).is_integer() else repr(float(value))
 
 

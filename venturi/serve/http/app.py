@@ -235,5 +235,5 @@ class MetricsApp:
         if scope["path"] != "/metrics" or scope["method"] != "GET":
             await _send_json(send, 404, {"error": "Not Found"})
             return
-        text = render(self._core.repository.served()).encode()
+        text = (render(self._core.repository.served()) + self._core.custom_metrics.render()).encode()
         await _send(send, 200, text, [(b"content-type", CONTENT_TYPE.encode())])

@@ -12,6 +12,7 @@ from google.protobuf.json_format import ParseDict, ParseError
 from tritonclient.grpc import model_config_pb2 as pb
 
 from venturi.serve.config import ModelConfig, message_json
+from venturi.serve.custom_metrics import CustomMetrics
 from venturi.serve.errors import ServeError, Status, invalid
 from venturi.serve.models.base import Answer
 from venturi.serve.python.calls import Submit
@@ -20,17 +21,17 @@ from venturi.serve.request import InferRequest
 
 
 class PythonKind:
-    """`submit` is how a model's own requests to other models are made."""
+    """`submit` is how a model's own requests to other models are made, `metrics` where its own metrics are."""
 
     name = "python"
 
-    def __init__(self, submit: Submit) -> None:
-        self._submit = submit
+    def __init__(self, submit: Submit, metrics: CustomMetrics) -> None:
+        self._submit, self._metrics = submit, metrics
 
     def complete(self, config: ModelConfig, folder: Path | None, default_max_batch: int) -> None:
         if folder is None:
             return
-        worker = Worker(config.name, _file(config, folder), self._submit)
+        worker = Worker(config.name, _file(config, folder), self._submit, self._metrics)
         try:
             worker.ask({"op": "import", "file": str(worker.file)})
             done, _ = worker.ask({"op": "complete", "config": message_json(config)})
@@ -45,7 +46,7 @@ class PythonKind:
         config.CopyFrom(completed)
 
     def load(self, config: ModelConfig, folder: Path) -> PythonModel:
-        return PythonModel(config, _file(config, folder), self._submit)
+        return PythonModel(config, _file(config, folder), self._submit, self._metrics)
 
 
 class PythonModel:
@@ -53,8 +54,8 @@ class PythonModel:
 
     runs_inline = False
 
-    def __init__(self, config: ModelConfig, file: Path, submit: Submit) -> None:
-        self._config, self._file, self._submit = config, file, submit
+    def __init__(self, config: ModelConfig, file: Path, submit: Submit, metrics: CustomMetrics) -> None:
+        self._config, self._file, self._submit, self._metrics = config, file, submit, metrics
         self._free: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         names = [f"{g.name}_{i}" for g in config.instance_group for i in range(g.count)]
         try:
@@ -82,7 +83,7 @@ class PythonModel:
             self._free.get().stop()
 
     def _start(self, name: str) -> Worker:
-        worker = Worker(name, self._file, self._submit)
+        worker = Worker(name, self._file, self._submit, self._metrics)
         args = {
             "model_config": _text(self._config), "model_name": self._config.name, "model_instance_name": name,
             "model_instance_kind": "CPU", "model_instance_device_id": "0",

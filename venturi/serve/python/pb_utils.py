@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from venturi.serve import request as wire
+from venturi.serve.python.pb_metrics import MetricFamily as MetricFamily
+from venturi.serve.python.pb_metrics import TritonModelException as TritonModelException
 from venturi.serve.tensors import BYTES, DATATYPES, as_bytes, from_bytes, to_bytes
 
 TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1
@@ -40,10 +42,6 @@ class TritonError(Exception):
 
     def code(self) -> str:
         return self._code
-
-
-class TritonModelException(Exception):
-    """Raised by models to fail what they were doing."""
 
 
 class ModelConfig:

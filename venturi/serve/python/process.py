@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from venturi.core.log import logger
+from venturi.serve.custom_metrics import CustomMetrics, Share
 from venturi.serve.errors import ServeError, Status
 from venturi.serve.models.base import Answer, Later
 from venturi.serve.python.calls import Submit, answer_call
@@ -30,8 +31,9 @@ _LEVELS = {"info": logger.info, "warning": logger.warning, "error": logger.error
 class Worker:
     """One instance of a model. `execute` from one thread at a time."""
 
-    def __init__(self, name: str, file: Path, submit: Submit) -> None:
+    def __init__(self, name: str, file: Path, submit: Submit, metrics: CustomMetrics) -> None:
         self.name, self.file, self.is_dead = name, file, False
+        self._share = Share(metrics)
         self._submit = submit
         self._numbers = itertools.count(1)
         self._waiting: dict[int, queue.SimpleQueue[tuple[Head, list[Tensor]]]] = {}
@@ -138,8 +140,20 @@ class Worker:
             self._respond(head, tensors)
         elif op == "call":
             answer_call(self._submit, self._channel, head, tensors)
+        elif op == "metric":
+            self._measure(head)
         elif op == "log":
             _LEVELS.get(head["level"], logger.info)("model %s: %s", self.name, head["message"])
+
+    def _measure(self, head: Head) -> None:
+        """A metric of the model's own; what has a number is answered."""
+        try:
+            answer: Head = {"value": self._share.do(head)}
+        except ServeError as exc:
+            answer = {"error": exc.message}
+        if "call" in head:
+            with contextlib.suppress(Closed):  # the process that asked has died
+                self._channel.send({"op": "result", "call": head["call"]} | answer)
 
     def _respond(self, head: Head, tensors: list[Tensor]) -> None:
         with self._lock:
@@ -166,6 +180,7 @@ class Worker:
     def _give_up(self) -> None:
         self._channel.close()
         self._end_process()
+        self._share.close()
         with self._lock:
             self.is_dead = True
             waiting, self._waiting = list(self._waiting.values()), {}

@@ -36,6 +36,8 @@ class Worker:
         self._model: Any = None
         self._class: Any = None
         pb_utils.InferenceRequest.caller = self._call
+        pb_utils.MetricFamily.asked = self._metric
+        pb_utils.MetricFamily.told = self._tell
         pb_utils.Logger.sink = lambda level, text: self._channel.send({"op": "log", "level": level, "message": text})
 
     def run(self) -> None:
@@ -156,6 +158,21 @@ class Worker:
         }  # fmt: skip
         self._channel.send(head, [pb_utils.wire_tensor(t) for t in request.inputs()])
         return self._answers(number, answers)
+
+    def _tell(self, head: Head) -> None:
+        with contextlib.suppress(Closed):  # the server is gone, and its metrics
+            self._channel.send({"op": "metric"} | head)
+
+    def _metric(self, head: Head) -> float:
+        """The server's answer to what a metric wants."""
+        number = next(self._numbers)
+        answers = self._calls[number] = queue.SimpleQueue()
+        self._channel.send({"op": "metric", "call": number} | head)
+        answer, _ = answers.get()
+        del self._calls[number]
+        if answer.get("error"):
+            raise pb_utils.TritonModelException(answer["error"])
+        return float(answer["value"])
 
     def _answers(self, number: int, answers: queue.SimpleQueue[Frame]) -> Iterator[pb_utils.InferenceResponse]:
         while True:
