@@ -139,6 +139,8 @@ def test_unloading_takes_them_away(tmp_path):
         ({"do": "metric", "name": "h", "labels": {}, "buckets": []}, "has rising buckets"),
         ({"do": "metric", "name": "h", "labels": {}, "buckets": [1, 1]}, "has rising buckets"),
         ({"do": "metric", "name": "h", "labels": {"k": "v"}, "buckets": [2]}, r"have the buckets \[1.0\] already"),
+        ({"do": "metric", "name": "x", "labels": {}, "buckets": []}, "no metric family 'x'"),
+        ({"do": "increment", "name": "g", "labels": {}, "value": 1}, "no metric of 'g' with the labels {}"),
     ],
 )
 def test_what_is_refused(head, text):
@@ -164,5 +166,9 @@ def test_holders_are_counted():
     two.do({"do": "drop", "name": "c", "labels": {"k": "v"}})
     two.do({"do": "drop", "name": "c", "labels": {"k": "v"}})
     assert metrics.render() == "# HELP c t\n# TYPE c counter\n"
+    two.do({"do": "metric", "name": "c", "labels": {}, "buckets": []})
+    two.do({"do": "drop", "name": "c"})
+    assert metrics.render().endswith("c{} 0\n"), "the family is as long there as a metric of it"
     two.close()
     assert metrics.render() == ""
+    one.do({"do": "family", "name": "c", "kind": "gauge", "text": "other"})

@@ -48,6 +48,9 @@ def serve(
     api_key_file: Annotated[
         Path | None, typer.Option(help="Keys, one a line: requests then need one, except for health.")
     ] = None,
+    max_request_rate: Annotated[
+        float, typer.Option(min=0, help="Requests a second of one client, by its key or address; 0: any number.")
+    ] = 0.0,
     http_restricted_api: Annotated[list[str] | None, typer.Option(help="API[,API...]:KEY=VALUE; repeatable.")] = None,
     grpc_restricted_protocol: Annotated[
         list[str] | None, typer.Option(help="API[,API...]:KEY=VALUE; repeatable.")
@@ -71,6 +74,7 @@ def serve(
         raise ModelError(f"the server needs {exc.name}: pip install 'venturi[serve]'") from exc
     from venturi.serve.cache_settings import parse_cache_config
     from venturi.serve.logs import FORMATS, LogSettings
+    from venturi.serve.quota import Quota
     from venturi.serve.repository import Mode
     from venturi.serve.schedulers.rate_limit import parse_rate_limit
     from venturi.serve.security import Gate, parse_restriction, read_keys
@@ -85,6 +89,7 @@ def serve(
         read_keys(api_key_file) if api_key_file else (),
         tuple(parse_restriction(r) for r in http_restricted_api or ()),
         tuple(parse_restriction(r) for r in grpc_restricted_protocol or ()),
+        Quota(max_request_rate) if max_request_rate else None,
     )
     if log_format not in FORMATS:
         raise ModelError(f"--log-format must be one of {', '.join(FORMATS)}, got {log_format!r}")

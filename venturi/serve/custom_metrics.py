@@ -67,7 +67,8 @@ class CustomMetrics:
             raise invalid(f"metric of {name!r}: {wrong!r} is no name of a label")
         bounds = tuple(float(b) for b in buckets)
         with self._lock:
-            family = self._families[name]
+            if (family := self._families.get(name)) is None:
+                raise invalid(f"there is no metric family {name!r}")
             rising = all(a < b for a, b in itertools.pairwise(bounds))
             if (family.kind == "histogram") != bool(bounds) or not rising:
                 text = f"a histogram, and nothing else, has rising buckets, got {list(bounds)}"
@@ -87,21 +88,27 @@ class CustomMetrics:
                 return
             del self._held[name, labels]
             if labels is not None:
-                self._families[name].series.pop(labels, None)
-            elif not any(held == name for held, _ in self._held):
+                del self._families[name].series[labels]
+            if not any(held == name for held, _ in self._held):
                 del self._families[name]
 
     def change(self, name: str, labels: Labels, do: str, value: float) -> None:
         """`do`: increment, set or observe."""
         with self._lock:
-            series = self._families[name].series[labels]
+            series = self._series(name, labels)
             series.value = value if do == "set" else series.value + value
             if do == "observe":
                 series.counts[bisect.bisect_left(series.buckets, value)] += 1
 
     def value(self, name: str, labels: Labels) -> float:
         with self._lock:
-            return self._families[name].series[labels].value
+            return self._series(name, labels).value
+
+    def _series(self, name: str, labels: Labels) -> _Series:
+        family = self._families.get(name)
+        if family is None or labels not in family.series:
+            raise invalid(f"there is no metric of {name!r} with the labels {dict(labels)}")
+        return family.series[labels]
 
     def render(self) -> str:
         """Prometheus text."""

@@ -20,6 +20,7 @@ class Status(Enum):
     CANCELLED = (400, "CANCELLED")
     UNAUTHENTICATED = (401, "UNAUTHENTICATED")
     RESTRICTED = (403, "UNAVAILABLE")
+    LIMITED = (429, "RESOURCE_EXHAUSTED")
 
     @property
     def http(self) -> int:

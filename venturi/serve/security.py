@@ -9,6 +9,7 @@ from pathlib import Path
 
 from venturi.core.errors import ModelError
 from venturi.serve.errors import ServeError, Status, invalid
+from venturi.serve.quota import Quota
 
 APIS = (
     "health", "metadata", "inference", "shared-memory", "model-config", "model-repository", "statistics", "trace",
@@ -39,22 +40,24 @@ class Restriction:
 
 @dataclass(frozen=True)
 class Gate:
-    """`keys` empty: no key is asked for. Restrictions are per protocol."""
+    """`keys` empty: no key is asked for. Restrictions are per protocol. `quota` counts by key, else by address."""
 
     keys: tuple[str, ...] = ()
     http: tuple[Restriction, ...] = ()
     grpc: tuple[Restriction, ...] = ()
+    quota: Quota | None = None
     _open: frozenset[str] = field(default=frozenset({"health", "page"}), init=False)
 
     @property
     def is_open(self) -> bool:
-        return not (self.keys or self.http or self.grpc)
+        return not (self.keys or self.http or self.grpc or self.quota)
 
-    def check_http(self, parts: Sequence[str], headers: Mapping[bytes, bytes]) -> None:
-        """Raises ServeError: 401 without a key, 403 for a restricted API."""
+    def check_http(self, parts: Sequence[str], headers: Mapping[bytes, bytes], address: str) -> None:
+        """Raises ServeError: 401 without a key, 403 for a restricted API, 429 for too many requests."""
         api = http_api(parts)
-        given = headers.get(b"authorization", b""), headers.get(b"x-api-key", b"")
-        self._check_key(api, *(v.decode("latin-1") for v in given))
+        authorization, api_key = (headers.get(n, b"").decode("latin-1") for n in (b"authorization", b"x-api-key"))
+        self._check_key(api, authorization, api_key)
+        self._count(api, authorization, api_key, address)
         for r in self.http:
             own = headers.get(r.key.lower().encode("latin-1"), b"").decode("latin-1")
             if api in r.apis and not hmac.compare_digest(own.encode(), r.value.encode()):
@@ -70,15 +73,28 @@ class Gate:
             if api in r.apis and not hmac.compare_digest(metadata.get(header, "").encode(), r.value.encode()):
                 raise ServeError(Status.RESTRICTED, f"This protocol is restricted, expecting header '{header}'")
 
+    def count_grpc(self, method: str, metadata: Mapping[str, str], peer: str) -> None:
+        """`peer` as grpc has it, with a port. Raises ServeError RESOURCE_EXHAUSTED for too many requests."""
+        authorization, api_key = (metadata.get(n, "") for n in ("authorization", "x-api-key"))
+        self._count(_GRPC.get(method, "shared-memory"), authorization, api_key, peer.rpartition(":")[0])
+
+    def _count(self, api: str, authorization: str, api_key: str, address: str) -> None:
+        if self.quota is not None and api not in self._open:
+            self.quota.admit(_token(authorization, api_key) if self.keys else address)
+
     def _check_key(self, api: str, authorization: str, api_key: str) -> None:
         if not self.keys or api in self._open:
             return
-        scheme, _, token = authorization.partition(" ")
-        given = (token.strip() if scheme.lower() == "bearer" else "") or api_key
+        given = _token(authorization, api_key)
         if not any(hmac.compare_digest(given.encode(), known.encode()) for known in self.keys):
             raise ServeError(
                 Status.UNAUTHENTICATED, "an API key is needed: Authorization: Bearer KEY, or X-API-Key: KEY"
             )
+
+
+def _token(authorization: str, api_key: str) -> str:
+    scheme, _, token = authorization.partition(" ")
+    return (token.strip() if scheme.lower() == "bearer" else "") or api_key
 
 
 def http_api(parts: Sequence[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -35,10 +35,11 @@ def _decoded(core: Core, message: Any, trace_parent: str) -> tuple[ServedVersion
 
 @dataclass(frozen=True)
 class StreamExchange:
-    """Answers in a stream say whether they are a request's last."""
+    """Answers in a stream say whether they are a request's last. `count` may refuse a message."""
 
     core: Core
     trace_parent: str
+    count: Callable[[], None]
 
     def is_decoupled(self, message: Any) -> bool:
         try:
@@ -47,6 +48,7 @@ class StreamExchange:
             return False
 
     async def prepare(self, message: Any) -> None:
+        self.count()
         await self.core.prepare(message.model_name)
 
     def begin(self, message: Any) -> Pending:

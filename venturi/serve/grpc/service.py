@@ -35,6 +35,7 @@ def _answers(method: Callable[[Any, Any, Context], Awaitable[Any]]) -> Callable[
         if isinstance(request, Malformed):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, request.reason)
         try:
+            self.count(method.__name__, context)
             return await method(self, request, context)
         except ServeError as exc:
             await context.abort(getattr(grpc.StatusCode, exc.status.grpc), exc.message)
@@ -50,8 +51,8 @@ def _answers(method: Callable[[Any, Any, Context], Awaitable[Any]]) -> Callable[
 class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
     """One method a remote procedure."""
 
-    def __init__(self, core: Core) -> None:
-        self._core = core
+    def __init__(self, core: Core, gate: Gate) -> None:
+        self._core, self._gate = core, gate
 
     @_answers
     async def ServerLive(self, request: Any, context: Context) -> Any:
@@ -176,10 +177,17 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
             failed = pb.ModelInferResponse(id=answer.where)
             await context.write(pb.ModelStreamInferResponse(error_message=answer.message, infer_response=failed))
 
-        exchange = StreamExchange(self._core, self._trace_parent(context))
+        count = functools.partial(self.count, "ModelStreamInfer", context)
+        exchange = StreamExchange(self._core, self._trace_parent(context), count)
         refused = await AnswerStream(exchange, write).run(messages)
         if refused is not None:
             await context.abort(getattr(grpc.StatusCode, refused.status.grpc), refused.message)
+
+    def count(self, method: str, context: Context) -> None:
+        """One request more of the client. Raises ServeError."""
+        if self._gate.quota is not None:
+            metadata = {k: v for k, v in context.invocation_metadata() or () if isinstance(v, str)}
+            self._gate.count_grpc(method, metadata, context.peer())
 
     def _trace_parent(self, context: Context) -> str:
         if not self._core.tracer.is_on:
@@ -193,7 +201,7 @@ def make_server(core: Core, gate: Gate) -> Any:
                ("grpc.so_reuseport", 0)]  # fmt: skip
     server = grpc.aio.server(options=options, interceptors=[] if gate.is_open else [GateInterceptor(gate)])
     handlers = Handlers()
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(InferenceService(core), handlers)
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(InferenceService(core, gate), handlers)
     assert handlers.made, "tritonclient's generated code registers its methods by name"
     server.add_generic_rpc_handlers((*handlers.made, _health(core)))
     return server

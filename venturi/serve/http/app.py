@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import math
 import time
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
@@ -18,6 +19,7 @@ from venturi.serve.http.codec import HEADER_LENGTH, decode_infer, decompress, en
 from venturi.serve.http.generate import decode_generate, events, generate
 from venturi.serve.http.routes import MethodNotAllowed, find_route
 from venturi.serve.metrics import CONTENT_TYPE, render
+from venturi.serve.quota import OverQuota
 from venturi.serve.security import Gate
 
 Message = MutableMapping[str, Any]
@@ -66,6 +68,8 @@ class HttpApp:
                 await _send_json(send, 405, {"error": exc.message})
                 return
             extra = [(b"retry-after", b"1")] if exc.status.http == 503 else []
+            if isinstance(exc, OverQuota):
+                extra.append((b"retry-after", str(math.ceil(exc.retry_s)).encode()))
             if exc.status.http == 401:
                 extra.append((b"www-authenticate", b"Bearer"))
             if exc.status.http == 501 and "content encoding" in exc.message:
@@ -80,7 +84,7 @@ class HttpApp:
         parts = tuple(scope["path"].strip("/").split("/"))
         headers = dict(scope["headers"])
         if not self._gate.is_open:
-            self._gate.check_http(parts, headers)
+            self._gate.check_http(parts, headers, str((scope.get("client") or ("",))[0]))
         body = await self._body(headers, receive)
         if parts[-1] == "infer" and parts[:2] == ("v2", "models") and len(parts) in (4, 6):
             if scope["method"] != "POST":
