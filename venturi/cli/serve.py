@@ -74,10 +74,8 @@ def serve(
         raise ModelError(f"the server needs {exc.name}: pip install 'venturi[serve]'") from exc
     from venturi.serve.cache_settings import parse_cache_config
     from venturi.serve.logs import FORMATS, LogSettings
-    from venturi.serve.quota import Quota
     from venturi.serve.repository import Mode
     from venturi.serve.schedulers.rate_limit import parse_rate_limit
-    from venturi.serve.security import Gate, parse_restriction, read_keys
     from venturi.serve.tracing import parse_trace_config
 
     roots = [*(repositories or []), *(model_repository or [])]
@@ -85,12 +83,7 @@ def serve(
         raise ModelError("no model repository given; expected a folder, an .onnx or a .vt file")
     if model_control_mode not in [m.value for m in Mode]:
         raise ModelError(f"--model-control-mode must be none, poll or explicit, got {model_control_mode!r}")
-    gate = Gate(
-        read_keys(api_key_file) if api_key_file else (),
-        tuple(parse_restriction(r) for r in http_restricted_api or ()),
-        tuple(parse_restriction(r) for r in grpc_restricted_protocol or ()),
-        Quota(max_request_rate) if max_request_rate else None,
-    )
+    gate = _gate(api_key_file, http_restricted_api or [], grpc_restricted_protocol or [], max_request_rate)
     if log_format not in FORMATS:
         raise ModelError(f"--log-format must be one of {', '.join(FORMATS)}, got {log_format!r}")
     config = ServeConfig(
@@ -107,6 +100,15 @@ def serve(
     if not _run(run_until_signal(config, lambda running: _announce(running, host, as_json))):
         console.print(f"accepted requests did not finish within {exit_timeout_secs:g} s")
         raise typer.Exit(1)
+
+
+def _gate(key_file: Path | None, http: list[str], grpc: list[str], per_s: float) -> Any:
+    from venturi.serve.quota import Quota
+    from venturi.serve.security import Gate, parse_restriction, read_keys
+
+    keys = read_keys(key_file) if key_file else ()
+    over_http, over_grpc = (tuple(parse_restriction(r) for r in given) for given in (http, grpc))
+    return Gate(keys, over_http, over_grpc, Quota(per_s) if per_s else None)
 
 
 def _tls(certificate: Path | None, key: Path | None, client_ca: Path | None) -> Any:
