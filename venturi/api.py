@@ -106,7 +106,8 @@ def load(
     was built for is not there.
 
     `weights` (a dict of arrays by source name, or the ONNX file) fills a stripped engine. `verify=False` skips the
-    checksum of the whole file. `device` picks a GPU ("cuda:1") for an engine built for GPUs.
+    checksum of the whole file. `device` picks a GPU ("cuda:1") for an engine built for GPUs; of another kind it is a
+    DeviceError.
 
     On the CPU a run uses at most `intra_threads` threads, by default all cores that the process may use. `streams` is
     for throughput: as many runs side by side ("auto": one for each core), each on cores of its own; calls from several

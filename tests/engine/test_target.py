@@ -56,3 +56,16 @@ def test_fingerprints() -> None:
     for built in (None, {}, {**here, "arch": "sm_80"}):
         with pytest.raises(EngineError, match="sm_90"):
             _check_device(built, here)
+
+
+def test_an_engine_is_not_loaded_for_another_kind_of_device(tmp_path: Path) -> None:
+    net = vt.Network()
+    net.output("y", net.input("x", (2, 3)) * 2.0)
+    vt.build(net, opt_level=0, device="cpu").save(tmp_path / "a.vt")
+    for device in ("cuda", "cuda:1"):
+        with pytest.raises(vt.DeviceError, match=f"built for 'cpu', got device='{device}'"):
+            vt.load(tmp_path / "a.vt", device=device)
+    with pytest.raises(vt.DeviceError, match="unknown device 'tpu'"):
+        vt.load(tmp_path / "a.vt", device="tpu")
+    for device in ("cpu", "auto", None):
+        assert vt.load(tmp_path / "a.vt", device=device).plan.target == "cpu"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from venturi.core.errors import EngineError, mapped
+from venturi.core.errors import DeviceError, EngineError, mapped
 from venturi.core.log import logger
 from venturi.core.progress import ProgressCallback
 from venturi.engine.artifact import SOURCE_WEIGHTS, WEIGHTS, Loaded, open_artifact, read_json
@@ -19,7 +19,7 @@ from venturi.engine.config import BuildConfig, Profile
 from venturi.engine.engine import Engine, rebuild, weights_of
 from venturi.engine.graph_file import unpack_graph
 from venturi.engine.plan import Plan
-from venturi.engine.target import Target, open_target
+from venturi.engine.target import Target, open_target, resolve_device
 from venturi.runtime.executable import Executable, bind_plan
 from venturi.runtime.streams import ALL_CORES, Threads
 
@@ -95,7 +95,10 @@ def _kept_source(loaded: Loaded, where: str) -> ir.Model | None:
 
 
 def _target_of(loaded: Loaded, device: str | None, where: str) -> Target:
-    """The target the plan was made for, with the file's own kernels."""
+    """The target the plan was made for, with the file's own kernels. Raises DeviceError for another kind of device."""
+    device, built = None if device == "auto" else device, loaded.plan.target
+    if device is not None and resolve_device(device).partition(":")[0] != built.partition(":")[0]:
+        raise DeviceError(f"the engine was built for {built!r}, got device={device!r}; build it for that", where=where)
     if loaded.plan.target == "cpu":
         return open_target("cpu")
     from venturi.backends.cuda.store import kernels_of_engine

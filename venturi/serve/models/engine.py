@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+from tritonclient.grpc import model_config_pb2 as pb
 
 import venturi as vt
 from venturi.core.fingerprint import num_physical_threads
 from venturi.serve.config import ModelConfig, data_type
-from venturi.serve.errors import ServeError, Status, invalid
+from venturi.serve.errors import ServeError, Status, invalid, unavailable
 from venturi.serve.request import InferRequest, InferResponse, Tensor
 from venturi.serve.tensors import BYTES, DATATYPES, ENGINE_TYPES, as_bytes
 
 FILES = ("model.vt", "model.onnx", "model.pt2", "model.plan")
 PARAMETERS = ("precision", "opt_level", "device")
+KIND_GPU = pb.ModelInstanceGroup.KIND_GPU
 THREADS = "intra_threads"
 
 
@@ -28,9 +31,13 @@ class EngineKind:
     name = "venturi"
 
     def complete(self, config: ModelConfig, folder: Path | None, default_max_batch: int) -> None:
+        for group in config.instance_group:
+            if group.kind == KIND_GPU and not group.gpus:
+                group.gpus.extend(_all_gpus(config))
         if folder is None or (config.input and config.output):
             return
-        engine = self._open(config, folder)
+        gpus = _gpus_of(config)
+        engine = self._open(config, folder, f"cuda:{gpus[0]}" if gpus else None)
         specs = [*engine.inputs, *engine.outputs]
         batches = all(s.shape and not isinstance(s.shape[0], int) for s in specs)
         if not config.max_batch_size and not config.input and batches:
@@ -43,19 +50,44 @@ class EngineKind:
                     _describe(target.add(), spec, bool(config.max_batch_size))
 
     def load(self, config: ModelConfig, folder: Path) -> EngineModel:
-        return EngineModel(self._open(config, folder), config)
+        """An engine for each GPU of the instance groups; one for all groups that name none."""
+        replicas: dict[int, EngineModel] = {}
+        try:
+            for gpu in _gpus_of(config):
+                replicas[gpu] = EngineModel(self._open(config, folder, f"cuda:{gpu}"), config)
+            if replicas and all(group.gpus for group in config.instance_group):
+                return replicas[min(replicas)].among(replicas)
+            return EngineModel(self._open(config, folder), config).among(replicas)
+        except BaseException:
+            for replica in replicas.values():
+                replica.close()
+            raise
 
-    def _open(self, config: ModelConfig, folder: Path) -> Any:
+    def _open(self, config: ModelConfig, folder: Path, device: str | None = None) -> Any:
         path = _file(config, folder)
         settings = {n: config.parameters[n].string_value for n in PARAMETERS if n in config.parameters}
+        settings |= {"device": device} if device else {}
         threads = threads_of_an_instance(config)
         if path.suffix not in (".onnx", ".pt2"):
-            return vt.load(path, intra_threads=threads)
+            return vt.load(path, intra_threads=threads, device=device)
         level = settings.pop("opt_level", "3")
         if not level.isdigit():
             raise invalid(f"parameter opt_level of model {config.name} must be 0 to 5, got {level!r}")
         source = path if path.suffix == ".onnx" else _exported_program(path)
         return vt.build(source, opt_level=int(level), intra_threads=threads, **settings)  # type: ignore[arg-type]
+
+
+def _gpus_of(config: ModelConfig) -> list[int]:
+    """All that instance groups name."""
+    return sorted({gpu for group in config.instance_group for gpu in group.gpus})
+
+
+def _all_gpus(config: ModelConfig) -> range:
+    import torch
+
+    if not torch.cuda.device_count():
+        raise unavailable(f"model {config.name} has an instance group of KIND_GPU, and this machine has no GPU")
+    return range(torch.cuda.device_count())
 
 
 def threads_of_an_instance(config: ModelConfig) -> int | None:
@@ -109,6 +141,7 @@ class EngineModel:
     """Joins the rows of a batch, runs the engine, or what has its face, once, gives every request its rows."""
 
     runs_inline = True
+    replicas: Mapping[int, EngineModel] = MappingProxyType({})
 
     def __init__(self, engine: Any, config: ModelConfig) -> None:
         self._engine = engine
@@ -131,12 +164,20 @@ class EngineModel:
             t.compute, t.input_done, t.output, t.end = started, input_done, output, end
         return responses
 
+    def among(self, replicas: dict[int, EngineModel]) -> EngineModel:
+        """This one, which closes the others too; instances on a GPU run that of theirs."""
+        self.replicas = MappingProxyType(replicas)
+        return self
+
     def inspect(self) -> dict[str, Any]:
         found: dict[str, Any] = self._engine.inspect().to_json()
         return found
 
     def close(self) -> None:
         self._engine.close()
+        for replica in self.replicas.values():
+            if replica is not self:
+                replica.close()
 
     def _joined(self, name: str, requests: Sequence[InferRequest]) -> np.ndarray[Any, Any]:
         parts = [r.inputs[name].data for r in requests]

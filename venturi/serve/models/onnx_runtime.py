@@ -26,7 +26,9 @@ class OnnxRuntimeKind(EngineKind):
     def load(self, config: ModelConfig, folder: Path) -> OnnxRuntimeModel:
         return OnnxRuntimeModel(self._open(config, folder), config)
 
-    def _open(self, config: ModelConfig, folder: Path) -> Any:
+    def _open(self, config: ModelConfig, folder: Path, device: str | None = None) -> Any:
+        if device is not None:
+            raise invalid(f"model {config.name} has instances on {device}; backend 'ort' is for the CPU")
         try:
             import onnxruntime
         except ImportError as exc:

@@ -67,6 +67,8 @@ class SequencedModel:
         self._controls = [_control(c) for c in config.sequence_batching.control_input]
         self._states = [_state(s, folder) for s in config.sequence_batching.state]
         self._public = {o.name for o in config.output}
+        own = getattr(model, "replicas", {})
+        self.replicas = {gpu: SequencedModel(r, config, folder) for gpu, r in own.items() if r is not model}
 
     def execute(self, requests: list[InferRequest]) -> Items[Answer]:
         real = next(r for r in requests if not r.is_null)

@@ -126,22 +126,25 @@ class LimitedInstance(Instance):
 
 
 def instances_of(groups: Iterable[Any], model: LoadedModel, limiter: RateLimiter | None) -> list[Instance]:
-    """The instances that a configuration's groups ask for. Raises ServeError for claims beyond the limits."""
-    found: list[Instance] = []
-    for group in groups:
-        for i in range(group.count):
-            name = f"{group.name}_{i}"
-            if limiter is None:
-                found.append(Instance(name, model))
-                continue
-            device = str(group.gpus[i % len(group.gpus)]) if group.gpus else "cpu"
-            needs = {
-                Resource(r.name, GLOBAL if getattr(r, "global") else device): r.count
-                for r in group.rate_limiter.resources
-            }
-            ticket = limiter.ticket(name, needs, group.rate_limiter.priority)
-            found.append(LimitedInstance(name, model, limiter, ticket))
-    return found
+    """The instances that a configuration's groups ask for, `count` on each of their GPUs. Raises ServeError for claims
+    beyond the limits."""
+    return [
+        _instance(group, f"{group.name}_{i}" if gpu is None else f"{group.name}_{i}_gpu{gpu}", gpu, model, limiter)
+        for group in groups
+        for gpu in (list(group.gpus) or [None])
+        for i in range(group.count)
+    ]
+
+
+def _instance(group: Any, name: str, gpu: int | None, model: LoadedModel, limiter: RateLimiter | None) -> Instance:
+    own: LoadedModel = getattr(model, "replicas", {}).get(gpu, model)
+    if limiter is None:
+        return Instance(name, own)
+    device = "cpu" if gpu is None else str(gpu)
+    needs = {
+        Resource(r.name, GLOBAL if getattr(r, "global") else device): r.count for r in group.rate_limiter.resources
+    }
+    return LimitedInstance(name, own, limiter, limiter.ticket(name, needs, group.rate_limiter.priority))
 
 
 def parse_rate_limit(mode: str, resources: Sequence[str]) -> RateLimiter | None:
