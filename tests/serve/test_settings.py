@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -137,6 +138,27 @@ def test_log_settings(setup, capfd) -> None:
     for bad, says in refused:
         with pytest.raises(InferenceServerException, match=says):
             client.update_log_settings(bad)
+
+
+def test_a_log_of_json(setup, capfd) -> None:
+    client, _ = setup
+    client.update_log_settings({"log_format": "json"})
+    capfd.readouterr()
+    logger.warning('two\nlines and a "quote" of %s', "\u00e4")
+    try:
+        raise ZeroDivisionError("why")
+    except ZeroDivisionError:
+        logger.exception("it failed")
+    client.update_log_settings({"log_format": "default"})
+    ours = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
+    first, second = (line for line in ours if line["place"].startswith("test_settings.py:"))
+    assert first["message"] == 'two\nlines and a "quote" of \u00e4'
+    assert first["level"] == "warning"
+    assert first["process"] == os.getpid()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", first["time"])
+    assert "exception" not in first
+    assert second["level"] == "error"
+    assert second["exception"].endswith("ZeroDivisionError: why")
 
 
 def engine_bytes(folder: Path, factor: float) -> bytes:

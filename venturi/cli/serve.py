@@ -64,7 +64,7 @@ def serve(
     ] = None,
     log_verbose: Annotated[int, typer.Option(min=0, help="Above 0: debug messages too.")] = 0,
     log_info: Annotated[bool, typer.Option(help="Log what happens.")] = True,
-    log_format: Annotated[str, typer.Option(help="default or ISO8601.")] = "default",
+    log_format: Annotated[str, typer.Option(help="default, ISO8601 or json.")] = "default",
     as_json: Annotated[bool, typer.Option("--json", help="Print the addresses as JSON when ready.")] = False,
 ) -> None:
     """Serve models to KServe v2 clients over HTTP and gRPC until SIGINT or SIGTERM."""

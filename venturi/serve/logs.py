@@ -8,11 +8,13 @@ import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import orjson
+
 from venturi.core.log import logger
 from venturi.serve.errors import invalid, unsupported
 
 _LETTERS = {logging.DEBUG: "V", logging.INFO: "I", logging.WARNING: "W", logging.ERROR: "E", logging.CRITICAL: "E"}
-FORMATS = ("default", "ISO8601")
+FORMATS = ("default", "ISO8601", "json")
 
 
 @dataclass(frozen=True)
@@ -72,13 +74,31 @@ class ServerLog(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if self.settings.admits(record.levelno):
             message = record.getMessage()
-            if record.exc_info:
-                message += "\n" + logging.Formatter().formatException(record.exc_info)
-            print(self._prefix(record) + message, file=sys.stderr, flush=True)
+            failed = logging.Formatter().formatException(record.exc_info) if record.exc_info else ""
+            if self.settings.log_format == "json":
+                line = _json_line(record, message, failed)
+            else:
+                line = self._prefix(record) + message + (f"\n{failed}" if failed else "")
+            print(line, file=sys.stderr, flush=True)
 
     def _prefix(self, record: logging.LogRecord) -> str:
         letter, place = _LETTERS.get(record.levelno, "I"), f"{record.filename}:{record.lineno}"
-        whole, micro = time.gmtime(record.created), int(record.created % 1 * 1e6)
+        whole, micro = _when(record)
         if self.settings.log_format == "ISO8601":
             return f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', whole)} {letter} {record.process} {place}] "
         return f"{letter}{time.strftime('%m%d %H:%M:%S', whole)}.{micro:06d} {record.process} {place}] "
+
+
+def _when(record: logging.LogRecord) -> tuple[time.struct_time, int]:
+    """UTC, and microseconds."""
+    return time.gmtime(record.created), int(record.created % 1 * 1e6)
+
+
+def _json_line(record: logging.LogRecord, message: str, failed: str) -> str:
+    """One object a record, in one line; `exception` is the traceback, where there is one."""
+    whole, micro = _when(record)
+    found = {
+        "time": f"{time.strftime('%Y-%m-%dT%H:%M:%S', whole)}.{micro:06d}Z", "level": record.levelname.lower(),
+        "process": record.process, "place": f"{record.filename}:{record.lineno}", "message": message,
+    }  # fmt: skip
+    return orjson.dumps(found | ({"exception": failed} if failed else {})).decode()
