@@ -117,4 +117,4 @@ def test_engines_for_the_cpu_do_not_run_elsewhere(tmp_path):
     with pytest.raises(VenturiError, match=re.compile("cpu", re.IGNORECASE)):
         kind.EngineKind().load(config, tmp_path / "m" / "1")
     with pytest.raises(ServeError, match="backend 'ort' is for the CPU"):
-        OnnxRuntimeKind()._open(config, tmp_path / "m" / "1", "cuda:0")
+        OnnxRuntimeKind().load(config, tmp_path / "m" / "1")

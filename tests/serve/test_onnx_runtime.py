@@ -60,7 +60,7 @@ def test_strings(tmp_path):
     "config, content, text",
     [
         ("", b"no model", "onnxruntime [0-9.]+ cannot load"),
-        ("", None, "no model file in .*: expected model.onnx"),
+        ("", None, "no model file in .*: expected one of model.onnx"),
         ('default_model_filename: "../../x.onnx"', b"", "leaves its version folder"),
         ('parameters { key: "intra_threads" value { string_value: "many" } }', DIGITS.read_bytes(), "got 'many'"),
     ],

@@ -36,7 +36,7 @@ class EngineKind:
                 group.gpus.extend(_all_gpus(config))
         if folder is None or (config.input and config.output):
             return
-        gpus = _gpus_of(config)
+        gpus = gpus_of(config)
         engine = self._open(config, folder, f"cuda:{gpus[0]}" if gpus else None)
         specs = [*engine.inputs, *engine.outputs]
         batches = all(s.shape and not isinstance(s.shape[0], int) for s in specs)
@@ -53,7 +53,7 @@ class EngineKind:
         """An engine for each GPU of the instance groups; one for all groups that name none."""
         replicas: dict[int, EngineModel] = {}
         try:
-            for gpu in _gpus_of(config):
+            for gpu in gpus_of(config):
                 replicas[gpu] = EngineModel(self._open(config, folder, f"cuda:{gpu}"), config)
             if replicas and all(group.gpus for group in config.instance_group):
                 return replicas[min(replicas)].among(replicas)
@@ -64,7 +64,7 @@ class EngineKind:
             raise
 
     def _open(self, config: ModelConfig, folder: Path, device: str | None = None) -> Any:
-        path = _file(config, folder)
+        path = model_file(config, folder)
         settings = {n: config.parameters[n].string_value for n in PARAMETERS if n in config.parameters}
         settings |= {"device": device} if device else {}
         threads = threads_of_an_instance(config)
@@ -77,7 +77,7 @@ class EngineKind:
         return vt.build(source, opt_level=int(level), intra_threads=threads, **settings)  # type: ignore[arg-type]
 
 
-def _gpus_of(config: ModelConfig) -> list[int]:
+def gpus_of(config: ModelConfig) -> list[int]:
     """All that instance groups name."""
     return sorted({gpu for group in config.instance_group for gpu in group.gpus})
 
@@ -113,8 +113,9 @@ def _exported_program(path: Path) -> Any:
         ) from exc
 
 
-def _file(config: ModelConfig, folder: Path) -> Path:
-    names = [config.default_model_filename] if config.default_model_filename else list(FILES)
+def model_file(config: ModelConfig, folder: Path, known: Sequence[str] = FILES) -> Path:
+    """The configuration's, or the first of the `known`. Raises ServeError."""
+    names = [config.default_model_filename] if config.default_model_filename else list(known)
     for name in names:
         path = folder / name
         if path.resolve().parent != folder.resolve() and not path.is_symlink():

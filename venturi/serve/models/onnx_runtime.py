@@ -12,7 +12,7 @@ import venturi as vt
 from venturi.core.fingerprint import num_physical_threads
 from venturi.serve.config import ModelConfig
 from venturi.serve.errors import ServeError, Status, invalid
-from venturi.serve.models.engine import EngineKind, EngineModel, threads_of_an_instance
+from venturi.serve.models.engine import EngineKind, EngineModel, gpus_of, model_file, threads_of_an_instance
 
 _TYPES = {"float": "float32", "double": "float64"}
 _TENSOR = re.compile(r"tensor\((\w+)\)")
@@ -24,7 +24,8 @@ class OnnxRuntimeKind(EngineKind):
     name = "ort"
 
     def load(self, config: ModelConfig, folder: Path) -> OnnxRuntimeModel:
-        return OnnxRuntimeModel(self._open(config, folder), config)
+        gpus = gpus_of(config)
+        return OnnxRuntimeModel(self._open(config, folder, f"cuda:{gpus[0]}" if gpus else None), config)
 
     def _open(self, config: ModelConfig, folder: Path, device: str | None = None) -> Any:
         if device is not None:
@@ -36,11 +37,7 @@ class OnnxRuntimeKind(EngineKind):
                 Status.UNAVAILABLE,
                 f"model {config.name} has backend 'ort', and onnxruntime is not installed: pip install onnxruntime",
             ) from exc
-        path = folder / (config.default_model_filename or "model.onnx")
-        if path.resolve().parent != folder.resolve() and not path.is_symlink():
-            raise invalid(f"default_model_filename {path.name!r} of model {config.name} leaves its version folder")
-        if not path.is_file():
-            raise ServeError(Status.NOT_FOUND, f"no model file in {folder}: expected {path.name}")
+        path = model_file(config, folder, ["model.onnx"])
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads_of_an_instance(config) or num_physical_threads()
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
