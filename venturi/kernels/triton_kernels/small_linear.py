@@ -40,27 +40,46 @@ def add_parts(acc, partial, at, split_stride, SPLITS: tl.constexpr):
 
 
 @triton.jit
-def finish_tile(
-    acc, up, x_scales, scales, residual, bias, out, n, m, rows, N, residual_row, GATED: tl.constexpr,
-    RESIDUAL: tl.constexpr, BIAS: tl.constexpr, SCALED: tl.constexpr, KIND: tl.constexpr,
-):  # fmt: skip
-    """Everything after the product, for one tile [outputs, rows]."""
+def weight_terms(scales, bias, n, N, GATED: tl.constexpr, BIAS: tl.constexpr, SCALED: tl.constexpr):
+    """Factors and summands of a tile's outputs, and of its second half, that belong to the weights. Nobody writes
+    them, so a kernel may ask for them before the one in front has ended."""
+    factor, factor_up, added, added_up = 1.0, 1.0, 0.0, 0.0
+    n_at = n[:, None]
+    if SCALED:
+        factor = tl.load(scales + n_at, mask=n_at < N, other=0.0)
+        if GATED:
+            factor_up = tl.load(scales + N + n_at, mask=n_at < N, other=0.0)
+    if BIAS:
+        added = tl.load(bias + n_at, mask=n_at < N, other=0.0).to(tl.float32)
+        if GATED:
+            added_up = tl.load(bias + N + n_at, mask=n_at < N, other=0.0).to(tl.float32)
+    return factor, factor_up, added, added_up
+
+
+@triton.jit
+def row_terms(x_scales, residual, n, m, rows, N, residual_row, SCALED: tl.constexpr, RESIDUAL: tl.constexpr):
+    """A tile's factors by row, and what is added last. Asked for before the product, they cost no time after it."""
+    factor, rest = 1.0, 0.0
     n_at, m_at = n[:, None], m[None, :]
-    inside = (n_at < N) & (m_at < rows)
     if SCALED:
         factor = tl.load(x_scales + m_at, mask=m_at < rows, other=0.0)
-        acc *= tl.load(scales + n_at, mask=n_at < N, other=0.0) * factor
-        if GATED:
-            up *= tl.load(scales + N + n_at, mask=n_at < N, other=0.0) * factor
-    if BIAS:
-        acc += tl.load(bias + n_at, mask=n_at < N, other=0.0).to(tl.float32)
-        if GATED:
-            up += tl.load(bias + N + n_at, mask=n_at < N, other=0.0).to(tl.float32)
-    if GATED:
-        acc = activate(acc, KIND) * up
     if RESIDUAL:
-        acc += tl.load(residual + m_at * residual_row + n_at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + m_at.to(tl.int64) * N + n_at, acc.to(out.dtype.element_ty), mask=inside)
+        inside = (n_at < N) & (m_at < rows)
+        rest = tl.load(residual + m_at * residual_row + n_at, mask=inside, other=0.0).to(tl.float32)
+    return factor, rest
+
+
+@triton.jit
+def finish_tile(acc, up, of_weights, of_rows, out, n, m, rows, N, GATED: tl.constexpr, KIND: tl.constexpr):
+    """Everything after the product, for one tile [outputs, rows], with its `weight_terms` and `row_terms`."""
+    factor, factor_up, added, added_up = of_weights
+    row_factor, rest = of_rows
+    acc = acc * (factor * row_factor) + added
+    if GATED:
+        acc = activate(acc, KIND) * (up * (factor_up * row_factor) + added_up)
+    n_at, m_at = n[:, None], m[None, :]
+    inside = (n_at < N) & (m_at < rows)
+    tl.store(out + m_at.to(tl.int64) * N + n_at, (acc + rest).to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -76,9 +95,11 @@ def small_linear_kernel(
     length = tl.cdiv(tl.cdiv(K, BLOCK_K), SPLITS) * BLOCK_K
     start = split * length
     second = w + N.to(tl.int64) * K
+    of_weights = weight_terms(scales, bias, n, N, GATED, BIAS, SCALED)
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
+    of_rows = row_terms(x_scales, residual, n, m, rows, N, residual_row, SCALED, RESIDUAL)
     row_in, n_in = (m < rows)[None, :], (n < N)[:, None]
     x_at = x + m[None, :] * x_row + k[:, None]
     w_at = n[:, None].to(tl.int64) * K + k[None, :]
@@ -96,8 +117,7 @@ def small_linear_kernel(
             tile_u = tl.load(second + w_at + at, mask=w_mask, other=0.0)
             up = tl.dot(tile_u, tile_x, up, input_precision="ieee")
     if SPLITS == 1:
-        finish_tile(acc, up, x_scales, scales, residual, bias, out, n, m, rows, N, residual_row, GATED, RESIDUAL, BIAS,
-                    SCALED, KIND)  # fmt: skip
+        finish_tile(acc, up, of_weights, of_rows, out, n, m, rows, N, GATED, KIND)
     else:
         wide: tl.constexpr = 2 if GATED else 1
         place = ((tile * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]) * wide) * M + m[None, :]
@@ -112,8 +132,7 @@ def small_linear_kernel(
             acc = add_parts(acc, partial, place, stride, SPLITS)
             if GATED:
                 up = add_parts(up, partial, place + M, stride, SPLITS)
-            finish_tile(acc, up, x_scales, scales, residual, bias, out, n, m, rows, N, residual_row, GATED, RESIDUAL,
-                        BIAS, SCALED, KIND)  # fmt: skip
+            finish_tile(acc, up, of_weights, of_rows, out, n, m, rows, N, GATED, KIND)
             tl.store(tickets + tile, 0)
 
 

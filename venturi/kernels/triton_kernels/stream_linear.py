@@ -29,7 +29,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from venturi.kernels.triton_kernels.launch import options
-from venturi.kernels.triton_kernels.small_linear import finish_tile
+from venturi.kernels.triton_kernels.small_linear import finish_tile, row_terms, weight_terms
 
 STEP_BYTES = 128
 WARPS = 4
@@ -84,6 +84,17 @@ def fetch_rest(w, w_start, first, N, K, at, count, BN: gl.constexpr, wide: gl.co
     count = tl.minimum(count, K - at) * size
     if count > 0:
         fetch_ahead((w_start + line.to(tl.int64) * K + at).to(tl.int64), count + line * 0)
+
+
+@gluon.jit
+def fetch_lines(start, count, MOST: gl.constexpr):
+    """Have `count` numbers of two bytes, at most MOST, brought to the second-level cache."""
+    lines: gl.constexpr = MOST // 64 if MOST > 64 else 1
+    at = gl.arange(0, lines, gl.BlockedLayout([1], [32], [4], [0])) * 64
+    address = (start + tl.minimum(at, count - 1)).to(tl.int64)
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [address], dtype=tl.int32, is_pure=False, pack=1
+    )
 
 
 @gluon.jit
@@ -204,6 +215,11 @@ def stream_linear_kernel(
         request(w, w_ring, i, there, first, second, (begin + i) * BK, True, GATED)
     if AHEAD > 0:
         fetch_rest(w, w_start, first, N, K, (begin + DEPTH) * BK, tl.minimum(steps - DEPTH, AHEAD) * BK, BN, wide)
+    if NORM:
+        fetch_lines(norm_weight + begin * BK, K - begin * BK, WIDTH)
+    across: gl.constexpr = gl.BlockedLayout([4, 1], [16, 2], [1, 4], [0, 1])
+    n, m = first + gl.arange(0, BN, gl.SliceLayout(1, across)), gl.arange(0, M, gl.SliceLayout(0, across))
+    of_weights = weight_terms(scales, bias, n, N, GATED, BIAS, SCALED)
     if PDL:
         gdc_wait()
     scale = 1.0
@@ -218,17 +234,16 @@ def stream_linear_kernel(
         x_ring = gl.allocate_shared_memory(w.dtype, [DEPTH, M, BK], w.layout)
         for i in range(tl.minimum(steps, DEPTH)):
             tma.async_copy_global_to_shared(x, [0, (begin + i) * BK], there.index(i), x_ring.index(i))
+    of_rows = row_terms(x_scales, residual, n, m, rows, N, residual_row, SCALED, RESIDUAL)
     acc, up = multiply(
         x, w, x_ring, w_ring, there, first, second, begin, steps, step_bytes, GATED, ROW, M, BN, BK, DEPTH
     )
     if ROW and SCALED:
         acc, up = acc * scale, up * scale
 
-    across: gl.constexpr = gl.BlockedLayout([4, 1], [16, 2], [1, 4], [0, 1])
-    n, m = gl.arange(0, BN, gl.SliceLayout(1, across)), gl.arange(0, M, gl.SliceLayout(0, across))
     if SPLITS == 1:
-        finish_tile(gl.convert_layout(acc, across), gl.convert_layout(up, across), x_scales, scales, residual, bias,
-                    out, first + n, m, rows, N, residual_row, GATED, RESIDUAL, BIAS, SCALED, KIND)  # fmt: skip
+        acc, up = gl.convert_layout(acc, across), gl.convert_layout(up, across)
+        finish_tile(acc, up, of_weights, of_rows, out, n, m, rows, N, GATED, KIND)
     else:
         stride = tl.num_programs(0) * (BN * M * wide)
         place = partial + tile * (BN * M * wide)
@@ -240,12 +255,11 @@ def stream_linear_kernel(
             total = gl.zeros((BN, M), gl.float32, across)
             total_up = gl.zeros((BN, M), gl.float32, across)
             for part in gl.static_range(SPLITS):
-                at = place + part * stride + (m * BN)[None, :] + n[:, None]
+                at = place + part * stride + (m * BN)[None, :] + (n - first)[:, None]
                 total += tl.load(at, cache_modifier=".cg")
                 if GATED:
                     total_up += tl.load(at + BN * M, cache_modifier=".cg")
-            finish_tile(total, total_up, x_scales, scales, residual, bias, out, first + n, m, rows, N, residual_row,
-                        GATED, RESIDUAL, BIAS, SCALED, KIND)  # fmt: skip
+            finish_tile(total, total_up, of_weights, of_rows, out, n, m, rows, N, GATED, KIND)
             tl.store(tickets + tile, 0)
 
 
