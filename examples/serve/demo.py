@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tritonclient.grpc as grpc_client
@@ -30,8 +31,8 @@ def held_out() -> tuple[np.ndarray, np.ndarray]:
     return (data.images[-64:, None] / 16).astype(np.float32), data.target[-64:]
 
 
-def started(arguments: list[str]) -> tuple[subprocess.Popen[str], dict[str, int]]:
-    """The server's process and its ports, once it is ready."""
+def started(arguments: list[str]) -> tuple[subprocess.Popen[str], dict[str, Any]]:
+    """The server's process and its addresses, once it is ready."""
     command = [sys.executable, "-m", "venturi", "serve", *arguments, "--host", "127.0.0.1", "--json"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     text = ""
@@ -41,7 +42,7 @@ def started(arguments: list[str]) -> tuple[subprocess.Popen[str], dict[str, int]
         if not line:
             raise SystemExit(f"the server ended with status {process.wait()}")
         text += line
-    return process, json.loads(text)["ports"]
+    return process, json.loads(text)
 
 
 def ask(module, client, images: np.ndarray, rounds: int) -> tuple[np.ndarray, list[float]]:
@@ -63,11 +64,13 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     images, labels = held_out()
     console = Console()
-    process, ports = started([str(MODEL), "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"])
+    process, found = started([str(MODEL), "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"])
+    ports = found["ports"]
     try:
         console.print(
             f"serving {MODEL.name}: {', '.join(f'{n} 127.0.0.1:{p}' for n, p in ports.items())}", highlight=False
         )
+        console.print(f"dashboard: {found['dashboard']}", highlight=False)
         table = Table("client", "requests", "median ms", "p99 ms", "right", title="digits over the wire")
         for module, kind in ((http_client, "http"), (grpc_client, "grpc")):
             with module.InferenceServerClient(f"127.0.0.1:{ports[kind]}") as client:

@@ -178,7 +178,11 @@ def test_the_command_serves_a_file_and_drains_on_sigterm(tmp_path):
             line = process.stdout.readline()
             assert line, "the server ended before it was ready"
             text += line
-        ports = json.loads(text)["ports"]
+        found = json.loads(text)
+        ports = found["ports"]
+        assert found["dashboard"] == f"http://127.0.0.1:{ports['http']}/"
+        with urllib.request.urlopen(found["dashboard"]) as answer:
+            assert b"<title>" in answer.read()
         x = http_client.InferInput("image", [1, 1, 8, 8], "FP32")
         x.set_data_from_numpy(np.zeros((1, 1, 8, 8), np.float32))
         with http_client.InferenceServerClient(f"127.0.0.1:{ports['http']}") as c:

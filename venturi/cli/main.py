@@ -24,6 +24,7 @@ from venturi.cli import (
     timings,
 )
 from venturi.cli.output import fail
+from venturi.cli.serve_options import ServeCommand
 from venturi.core.errors import VenturiError
 
 app = typer.Typer(
@@ -46,7 +47,7 @@ app.add_typer(inspect.app, name="inspect", help="Look at a model, an engine, a p
 app.add_typer(surgeon.app, name="surgeon", help="Cut, clean and strip ONNX files.")
 app.add_typer(debug.app, name="debug", help="Find what makes a model or a build go wrong.")
 app.add_typer(timings.app, name="timings", help="Look at timing caches, merge and clear them.")
-app.command("serve", epilog="Example: venturi serve model.onnx --http-port 8000")(serve.serve)
+app.command("serve", cls=ServeCommand, epilog="Example: venturi serve model.onnx --http-port 8000")(serve.serve)
 app.command("perf", epilog="Example: venturi perf resnet --concurrency 1:8:1 --json")(perf.perf)
 app.command("analyze", epilog="Example: venturi analyze repository/ -m resnet --latency-ms 50 -o report.html")(
     analyze.analyze

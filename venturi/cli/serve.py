@@ -4,68 +4,66 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
+from venturi.cli import serve_options as options
 from venturi.cli.output import console, emit_json, table
 from venturi.core.errors import ModelError
 
 
 def serve(
-    repositories: Annotated[
-        list[Path] | None, typer.Argument(metavar="REPO", help="Repository folders, .onnx or .vt files.")
-    ] = None,
-    model_repository: Annotated[list[Path] | None, typer.Option(help="The same as REPO.")] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "0.0.0.0",
-    http_port: Annotated[int, typer.Option(help="KServe v2 over HTTP; 0 takes a free port.")] = 8000,
-    grpc_port: Annotated[int, typer.Option(help="KServe v2 over gRPC; 0 takes a free port.")] = 8001,
-    metrics_port: Annotated[int, typer.Option(help="Prometheus metrics; 0 takes a free port.")] = 8002,
-    allow_http: Annotated[bool, typer.Option(help="Listen for HTTP.")] = True,
-    allow_grpc: Annotated[bool, typer.Option(help="Listen for gRPC.")] = True,
-    allow_metrics: Annotated[bool, typer.Option(help="Listen for metrics.")] = True,
-    model_control_mode: Annotated[str, typer.Option(help="none, poll or explicit.")] = "none",
-    load_model: Annotated[list[str] | None, typer.Option(help="Loaded at the start in explicit mode; * all.")] = None,
-    repository_poll_secs: Annotated[float, typer.Option(min=0.1, help="Seconds between polls.")] = 15.0,
-    server_id: Annotated[str, typer.Option("--id", help="Name in the server metadata.")] = "venturi",
-    exit_on_error: Annotated[bool, typer.Option(help="Stop when a model cannot be loaded at the start.")] = True,
-    exit_timeout_secs: Annotated[float, typer.Option(min=0, help="Longest wait for accepted requests.")] = 30.0,
-    disable_auto_complete_config: Annotated[
-        bool, typer.Option("--disable-auto-complete-config", help="Use configurations as they are written.")
-    ] = False,
-    default_max_batch_size: Annotated[int, typer.Option(min=0, help="For models whose batch axis is free.")] = 4,
-    http_max_input_size: Annotated[int, typer.Option(min=1, help="Bytes of JSON or decompressed body.")] = 64 << 20,
-    allow_client_shm: Annotated[bool, typer.Option(help="Let clients register this machine's shared memory.")] = False,
-    cache_config: Annotated[
-        list[str] | None, typer.Option(help="Response cache: local,size=BYTES, or redis,host=HOST; repeatable.")
-    ] = None,
-    load_on_demand: Annotated[bool, typer.Option("--load-on-demand", help="Load models when first asked for.")] = False,
-    model_memory_budget: Annotated[
-        int, typer.Option(min=0, help="Bytes of model files in service with --load-on-demand; 0 for no bound.")
-    ] = 0,
-    rate_limit: Annotated[str, typer.Option(help="off, or execution_count: instances share resources.")] = "off",
-    rate_limit_resource: Annotated[list[str] | None, typer.Option(help="NAME:COUNT[:DEVICE]; repeatable.")] = None,
-    api_key_file: Annotated[
-        Path | None, typer.Option(help="Keys, one a line: requests then need one, except for health.")
-    ] = None,
-    max_request_rate: Annotated[
-        float, typer.Option(min=0, help="Requests a second of one client, by its key or address; 0: any number.")
-    ] = 0.0,
-    http_restricted_api: Annotated[list[str] | None, typer.Option(help="API[,API...]:KEY=VALUE; repeatable.")] = None,
-    grpc_restricted_protocol: Annotated[
-        list[str] | None, typer.Option(help="API[,API...]:KEY=VALUE; repeatable.")
-    ] = None,
-    tls_cert: Annotated[Path | None, typer.Option(help="PEM certificate: HTTP, gRPC and metrics over TLS.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="PEM key of the certificate.")] = None,
-    tls_client_ca: Annotated[Path | None, typer.Option(help="PEM: clients must show a certificate of it.")] = None,
-    trace_config: Annotated[
-        list[str] | None,
-        typer.Option(help="level=TIMESTAMPS, rate=N, count=N, triton,file=PATH, mode=opentelemetry, ...; repeatable."),
-    ] = None,
-    log_verbose: Annotated[int, typer.Option(min=0, help="Above 0: debug messages too.")] = 0,
-    log_info: Annotated[bool, typer.Option(help="Log what happens.")] = True,
-    log_format: Annotated[str, typer.Option(help="default, ISO8601 or json.")] = "default",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the addresses as JSON when ready.")] = False,
+    repositories: options.Repositories = None,
+    model_repository: options.ModelRepository = None,
+    host: options.Host = "0.0.0.0",
+    http_address: options.HttpAddress = None,
+    grpc_address: options.GrpcAddress = None,
+    metrics_address: options.MetricsAddress = None,
+    http_port: options.HttpPort = 8000,
+    grpc_port: options.GrpcPort = 8001,
+    metrics_port: options.MetricsPort = 8002,
+    allow_http: options.AllowHttp = True,
+    allow_grpc: options.AllowGrpc = True,
+    allow_metrics: options.AllowMetrics = True,
+    model_control_mode: options.ControlMode = "none",
+    load_model: options.LoadModel = None,
+    model_load_retry_count: options.LoadRetries = 0,
+    repository_poll_secs: options.PollSeconds = 15.0,
+    server_id: options.ServerId = "venturi",
+    exit_on_error: options.ExitOnError = True,
+    strict_readiness: options.StrictReadiness = True,
+    exit_timeout_secs: options.ExitTimeout = 30.0,
+    disable_auto_complete_config: options.AsWritten = False,
+    default_max_batch_size: options.DefaultMaxBatch = 4,
+    http_max_input_size: options.MaxInput = 64 << 20,
+    allow_client_shm: options.AllowShm = False,
+    cache_config: options.CacheConfig = None,
+    load_on_demand: options.OnDemand = False,
+    model_memory_budget: options.MemoryBudget = 0,
+    rate_limit: options.RateLimit = "off",
+    rate_limit_resource: options.RateLimitResource = None,
+    api_key_file: options.ApiKeyFile = None,
+    max_request_rate: options.MaxRequestRate = 0.0,
+    http_restricted_api: options.RestrictedHttp = None,
+    grpc_restricted_protocol: options.RestrictedGrpc = None,
+    tls_cert: options.TlsCert = None,
+    tls_key: options.TlsKey = None,
+    tls_client_ca: options.TlsClientCa = None,
+    grpc_keepalive_time: options.KeepaliveTime = 7_200_000,
+    grpc_keepalive_timeout: options.KeepaliveTimeout = 20_000,
+    grpc_keepalive_permit_without_calls: options.KeepaliveIdle = False,
+    grpc_max_connection_age: options.MaxAge = 0,
+    grpc_max_connection_age_grace: options.MaxAgeGrace = 0,
+    grpc_infer_response_compression_level: options.Compression = "none",
+    trace_config: options.TraceConfig = None,
+    log_verbose: options.LogVerbose = 0,
+    log_info: options.LogInfo = True,
+    log_warning: options.LogWarning = True,
+    log_error: options.LogError = True,
+    log_file: options.LogFile = None,
+    log_format: options.LogFormat = "default",
+    as_json: options.AsJson = False,
 ) -> None:
     """Serve models to KServe v2 clients over HTTP and gRPC until SIGINT or SIGTERM."""
     try:
@@ -73,6 +71,7 @@ def serve(
     except ImportError as exc:
         raise ModelError(f"the server needs {exc.name}: pip install 'venturi[serve]'") from exc
     from venturi.serve.cache_settings import parse_cache_config
+    from venturi.serve.grpc.settings import GrpcSettings
     from venturi.serve.logs import FORMATS, LogSettings
     from venturi.serve.repository import Mode
     from venturi.serve.schedulers.rate_limit import parse_rate_limit
@@ -86,6 +85,8 @@ def serve(
     gate = _gate(api_key_file, http_restricted_api or [], grpc_restricted_protocol or [], max_request_rate)
     if log_format not in FORMATS:
         raise ModelError(f"--log-format must be one of {', '.join(FORMATS)}, got {log_format!r}")
+    log = LogSettings(str(log_file or ""), log_info, log_warning, log_error, log_verbose, log_format)
+    hosts = {"http": http_address, "grpc": grpc_address, "metrics": metrics_address}
     config = ServeConfig(
         tuple(roots), host,
         http_port if allow_http else None, grpc_port if allow_grpc else None, metrics_port if allow_metrics else None,
@@ -93,11 +94,15 @@ def serve(
         exit_timeout_secs, not disable_auto_complete_config, default_max_batch_size, http_max_input_size,
         allow_client_shm, parse_cache_config(cache_config or []), gate, _tls(tls_cert, tls_key, tls_client_ca),
         parse_trace_config(trace_config or []),
-        LogSettings(log_info=log_info, log_verbose_level=log_verbose, log_format=log_format),
-        parse_rate_limit(rate_limit, rate_limit_resource or []), load_on_demand, model_memory_budget,
+        log, parse_rate_limit(rate_limit, rate_limit_resource or []), load_on_demand, model_memory_budget,
+        {name: given for name, given in hosts.items() if given}, strict_readiness, model_load_retry_count,
+        GrpcSettings(
+            grpc_keepalive_time, grpc_keepalive_timeout, grpc_keepalive_permit_without_calls, grpc_max_connection_age,
+            grpc_max_connection_age_grace, grpc_infer_response_compression_level,
+        ),
     )  # fmt: skip
 
-    if not _run(run_until_signal(config, lambda running: _announce(running, host, as_json))):
+    if not _run(run_until_signal(config, lambda running: _announce(running, config, as_json))):
         console.print(f"accepted requests did not finish within {exit_timeout_secs:g} s")
         raise typer.Exit(1)
 
@@ -130,12 +135,23 @@ def _run(main: Any) -> bool:
     return bool(uvloop.run(main))
 
 
-def _announce(running: Any, host: str, as_json: bool) -> None:
+def _announce(running: Any, config: Any, as_json: bool) -> None:
     index = running.core.repository.index()
+    page = _dashboard(config.address("http"), running.ports.get("http", 0), config.tls is not None)
     if as_json:
-        emit_json({"host": host, "ports": running.ports, "models": index})
+        emit_json({"host": config.host, "ports": running.ports, "dashboard": page, "models": index})
         return
     rows = [[m["name"], m.get("version", ""), m.get("state", ""), m.get("reason", "")] for m in index]
     console.print(table("models", ["model", "version", "state", "reason"], rows))
     for name, port in running.ports.items():
-        console.print(f"{name:8} {host}:{port}", highlight=False)
+        console.print(f"{name:8} {config.address(name)}:{port}", highlight=False)
+    if page:
+        console.print(f"dashboard {page}", highlight=False)
+
+
+def _dashboard(host: str, port: int, tls: bool) -> str | None:
+    """Where a browser on this machine finds the page; None without HTTP."""
+    if not port:
+        return None
+    name = {"0.0.0.0": "localhost", "::": "localhost"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"{'https' if tls else 'http'}://{name}:{port}/"

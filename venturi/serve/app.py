@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from venturi.serve.core import Core
 from venturi.serve.custom_metrics import CustomMetrics
 from venturi.serve.errors import unavailable
 from venturi.serve.grpc.service import make_server
+from venturi.serve.grpc.settings import GrpcSettings
 from venturi.serve.http.app import HttpApp, MetricsApp
 from venturi.serve.logs import LogSettings, ServerLog
 from venturi.serve.models.base import ModelKind
@@ -40,6 +41,7 @@ class ServeConfig:
     """Ports: 0 takes a free one, None switches the listener off. `load` names models in explicit mode ("*" is all).
 
     `cache`: keeps answers, for models that enable it. `limiter`: shares resources among all instances.
+    `hosts`: instead of `host`, by listener (http, grpc, metrics). `strict_readiness`: ready only when every model is.
     `load_on_demand`: models are loaded when first asked for (nothing at the start but `load`); the files of those in
     service amount to at most `model_memory_budget` bytes, 0 for no bound.
     """
@@ -67,6 +69,13 @@ class ServeConfig:
     limiter: RateLimiter | None = None
     load_on_demand: bool = False
     model_memory_budget: int = 0
+    hosts: Mapping[str, str] = field(default_factory=dict)
+    strict_readiness: bool = True
+    load_retries: int = 0
+    grpc: GrpcSettings = field(default_factory=GrpcSettings)
+
+    def address(self, listener: str) -> str:
+        return self.hosts.get(listener, self.host)
 
 
 @dataclass
@@ -110,14 +119,14 @@ async def start(config: ServeConfig) -> Running:
     repository = Repository(
         config.repositories, kinds, config.mode,
         complete=config.complete_config, default_max_batch=config.default_max_batch,
-        cache=config.cache, tracer=tracer, limiter=config.limiter,
+        cache=config.cache, tracer=tracer, limiter=config.limiter, retries=config.load_retries,
     )  # fmt: skip
     metrics = CustomMetrics()
     kinds["python"] = PythonKind(repository.submit, metrics)
     kinds["ensemble"] = EnsembleKind(repository.find, repository.submit)
     core = Core(
         repository, config.name, allow_shared_memory=config.allow_shared_memory, tracer=tracer, log=log,
-        custom_metrics=metrics,
+        custom_metrics=metrics, strict_readiness=config.strict_readiness,
     )  # fmt: skip
     if config.load_on_demand:
         core.on_demand = OnDemand(repository, config.model_memory_budget)
@@ -125,12 +134,12 @@ async def start(config: ServeConfig) -> Running:
     await _listen_http(
         running,
         "http",
-        config.host,
+        config.address("http"),
         config.http_port,
         HttpApp(core, config.max_input_bytes, gate=config.gate),
         config.tls,
     )
-    await _listen_http(running, "metrics", config.host, config.metrics_port, MetricsApp(core), config.tls)
+    await _listen_http(running, "metrics", config.address("metrics"), config.metrics_port, MetricsApp(core), config.tls)
     await _listen_grpc(running, config)
     named_only = config.mode == Mode.EXPLICIT or config.load_on_demand
     names = config.load if named_only and config.load != ("*",) else None
@@ -206,8 +215,9 @@ def _bind(host: str, port: int, name: str) -> socket.socket:
 async def _listen_grpc(running: Running, config: ServeConfig) -> None:
     if config.grpc_port is None:
         return
-    server = make_server(running.core, config.gate)
-    host = f"[{config.host}]" if ":" in config.host else config.host
+    server = make_server(running.core, config.gate, config.grpc)
+    given = config.address("grpc")
+    host = f"[{given}]" if ":" in given else given
     try:
         address = f"{host}:{config.grpc_port}"
         if config.tls is None:
@@ -215,8 +225,6 @@ async def _listen_grpc(running: Running, config: ServeConfig) -> None:
         else:
             running.ports["grpc"] = server.add_secure_port(address, config.tls.grpc())
     except RuntimeError as exc:
-        raise DeviceError(
-            f"cannot listen on {config.host}:{config.grpc_port}: {exc}; choose another --grpc-port"
-        ) from exc
+        raise DeviceError(f"cannot listen on {given}:{config.grpc_port}: {exc}; choose another --grpc-port") from exc
     await server.start()
     running._stops.append(lambda: server.stop(1.0))

@@ -24,13 +24,16 @@ EXTENSIONS = (
 
 
 class Core:
-    """`load` and `unload` run on the event loop, the rest anywhere. `exiting` refuses new work."""
+    """`load` and `unload` run on the event loop, the rest anywhere. `exiting` refuses new work. Without
+    `strict_readiness` the server is ready although a model is not."""
 
     def __init__(
         self, repository: Repository, name: str = "venturi", *, allow_shared_memory: bool = False,
         tracer: Tracer | None = None, log: ServerLog | None = None, custom_metrics: CustomMetrics | None = None,
+        strict_readiness: bool = True,
     ) -> None:  # fmt: skip
         self.repository = repository
+        self._strict_readiness = strict_readiness
         self.tracer, self.log = tracer or Tracer(), log or ServerLog()
         self.regions = Regions(allow_shared_memory)
         self.custom_metrics = custom_metrics or CustomMetrics()
@@ -41,7 +44,7 @@ class Core:
 
     @property
     def is_ready(self) -> bool:
-        return self.started and not self.exiting and self.repository.is_ready
+        return self.started and not self.exiting and (self.repository.is_ready or not self._strict_readiness)
 
     def metadata(self) -> dict[str, Any]:
         return {"name": self.name, "version": vt.__version__, "extensions": list(EXTENSIONS)}

@@ -1,4 +1,4 @@
-"""The server's log on stderr and its settings, as the logging extension has them."""
+"""The server's log on stderr, or in a file, and its settings, as the logging extension has them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import logging
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import orjson
 
+from venturi.core.errors import ModelError
 from venturi.core.log import logger
 from venturi.serve.errors import invalid, unsupported
 
@@ -45,6 +47,11 @@ class ServerLog(logging.Handler):
         self._level_before = logger.level
 
     def start(self) -> None:
+        """Raises ModelError when the log file cannot be written."""
+        try:
+            self._write("")
+        except OSError as exc:
+            raise ModelError(f"the log file cannot be written: {exc}; choose another --log-file") from exc
         logger.addHandler(self)
         logger.setLevel(logging.DEBUG)
 
@@ -79,7 +86,15 @@ class ServerLog(logging.Handler):
                 line = _json_line(record, message, failed)
             else:
                 line = self._prefix(record) + message + (f"\n{failed}" if failed else "")
-            print(line, file=sys.stderr, flush=True)
+            self._write(f"{line}\n")
+
+    def _write(self, text: str) -> None:
+        """A file is opened each time, so that it may be moved away."""
+        if self.settings.log_file:
+            with Path(self.settings.log_file).open("a", encoding="utf-8") as file:
+                file.write(text)
+        else:
+            print(text, end="", file=sys.stderr, flush=True)
 
     def _prefix(self, record: logging.LogRecord) -> str:
         letter, place = _LETTERS.get(record.levelno, "I"), f"{record.filename}:{record.lineno}"

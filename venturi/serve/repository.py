@@ -27,6 +27,8 @@ from venturi.serve.tracing import Tracer
 from venturi.serve.uploads import Uploads
 from venturi.serve.warmup import warm_up
 
+RETRY_S = 0.5  # before a model that could not be opened is tried again
+
 
 class Mode(Enum):
     """none: all models at the start, then nothing changes; poll: as files change; explicit: by requests."""
@@ -64,15 +66,20 @@ class Model:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
+# By version; the configuration as completed; labels of classes by output.
+OpenedModel = tuple[dict[int, Opened], ModelConfig, dict[str, tuple[str, ...]]]
+
+
 class Repository:
-    """Changed on the event loop only, read from anywhere; models are opened on worker threads."""
+    """Changed on the event loop only, read from anywhere; models are opened on worker threads. A model that cannot be
+    opened is tried `retries` times more."""
 
     def __init__(
         self, roots: Sequence[Path], kinds: dict[str, ModelKind], mode: Mode = Mode.NONE, *,
         complete: bool = True, default_max_batch: int = 4, cache: Cache | None = None,
-        tracer: Tracer | None = None, limiter: RateLimiter | None = None,
+        tracer: Tracer | None = None, limiter: RateLimiter | None = None, retries: int = 0,
     ) -> None:  # fmt: skip
-        self.mode = mode
+        self.mode, self._retries = mode, retries
         self._roots = list(roots)
         self._kinds = kinds
         self._complete = complete
@@ -191,7 +198,7 @@ class Repository:
             start = time.perf_counter()
             try:
                 self._changed[name] = await asyncio.to_thread(source.changed_ns)
-                opened, settings, labels = await asyncio.to_thread(self._open, source, config)
+                opened, settings, labels = await self._open_again(source, config)
             except VenturiError as exc:
                 for v in waiting:
                     model.versions[v] = Version(State.UNAVAILABLE, str(exc))
@@ -201,6 +208,15 @@ class Repository:
                 del model.versions[v]
             self._switch(model, settings, opened, labels, time.perf_counter() - start)
         logger.info("model %s is ready: versions %s", name, sorted(opened))
+
+    async def _open_again(self, source: Source, config: ModelConfig | None) -> OpenedModel:
+        for attempt in range(self._retries):
+            try:
+                return await asyncio.to_thread(self._open, source, config)
+            except VenturiError as exc:
+                logger.warning("model %s cannot be loaded (attempt %d): %s", source.name, attempt + 1, exc)
+                await asyncio.sleep(RETRY_S)
+        return await asyncio.to_thread(self._open, source, config)
 
     async def _load_steps(self, sources: dict[str, Source], name: str) -> None:
         """An ensemble brings the models that it is made of. Raises ServeError for cycles."""
@@ -252,9 +268,7 @@ class Repository:
         if self._cache is not None:
             await asyncio.to_thread(self._cache.close)
 
-    def _open(
-        self, source: Source, given: ModelConfig | None
-    ) -> tuple[dict[int, Opened], ModelConfig, dict[str, tuple[str, ...]]]:
+    def _open(self, source: Source, given: ModelConfig | None) -> OpenedModel:
         config, kind = resolved_config(
             source, self._kinds, given, complete=self._complete, default_max_batch=self._default_max_batch
         )

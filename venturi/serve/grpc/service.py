@@ -19,12 +19,12 @@ from venturi.serve.errors import ServeError, invalid
 from venturi.serve.grpc.exchange import StreamExchange, begin
 from venturi.serve.grpc.gate import GateInterceptor
 from venturi.serve.grpc.messages import Handlers, Malformed
+from venturi.serve.grpc.settings import GrpcSettings
 from venturi.serve.grpc.streams import AnswerStream, StreamRefused
 from venturi.serve.security import Gate
 from venturi.serve.shared_memory import Kind
 
 Context = Any
-_MAX_MESSAGE = (1 << 31) - 1
 
 
 def _answers(method: Callable[[Any, Any, Context], Awaitable[Any]]) -> Callable[[Any, Any, Context], Awaitable[Any]]:
@@ -195,11 +195,9 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
         return next((str(v) for k, v in context.invocation_metadata() or () if k == "traceparent"), "")
 
 
-def make_server(core: Core, gate: Gate) -> Any:
+def make_server(core: Core, gate: Gate, settings: GrpcSettings) -> Any:
     """A grpc.aio server with the services added, not yet bound to a port."""
-    options = [("grpc.max_send_message_length", _MAX_MESSAGE), ("grpc.max_receive_message_length", _MAX_MESSAGE),
-               ("grpc.so_reuseport", 0)]  # fmt: skip
-    server = grpc.aio.server(options=options, interceptors=[] if gate.is_open else [GateInterceptor(gate)])
+    server = grpc.aio.server(options=settings.options(), interceptors=[] if gate.is_open else [GateInterceptor(gate)])
     handlers = Handlers()
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(InferenceService(core, gate), handlers)
     assert handlers.made, "tritonclient's generated code registers its methods by name"
