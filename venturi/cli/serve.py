@@ -66,45 +66,57 @@ def serve(
     as_json: options.AsJson = False,
 ) -> None:
     """Serve models to KServe v2 clients over HTTP and gRPC until SIGINT or SIGTERM."""
-    try:
-        from venturi.serve.app import ServeConfig, run_until_signal
-    except ImportError as exc:
-        raise ModelError(f"the server needs {exc.name}: pip install 'venturi[serve]'") from exc
+    run_until_signal = _server()
+    from venturi.serve.app import ServeConfig
     from venturi.serve.cache_settings import parse_cache_config
     from venturi.serve.grpc.settings import GrpcSettings
-    from venturi.serve.logs import FORMATS, LogSettings
+    from venturi.serve.logs import LogSettings
     from venturi.serve.repository import Mode
     from venturi.serve.schedulers.rate_limit import parse_rate_limit
     from venturi.serve.tracing import parse_trace_config
 
     roots = [*(repositories or []), *(model_repository or [])]
-    if not roots:
-        raise ModelError("no model repository given; expected a folder, an .onnx or a .vt file")
-    if model_control_mode not in [m.value for m in Mode]:
-        raise ModelError(f"--model-control-mode must be none, poll or explicit, got {model_control_mode!r}")
-    gate = _gate(api_key_file, http_restricted_api or [], grpc_restricted_protocol or [], max_request_rate)
-    if log_format not in FORMATS:
-        raise ModelError(f"--log-format must be one of {', '.join(FORMATS)}, got {log_format!r}")
-    log = LogSettings(str(log_file or ""), log_info, log_warning, log_error, log_verbose, log_format)
+    _check(roots, model_control_mode, log_format)
     hosts = {"http": http_address, "grpc": grpc_address, "metrics": metrics_address}
     config = ServeConfig(
         tuple(roots), host,
         http_port if allow_http else None, grpc_port if allow_grpc else None, metrics_port if allow_metrics else None,
         Mode(model_control_mode), tuple(load_model or ()), repository_poll_secs, server_id, exit_on_error,
         exit_timeout_secs, not disable_auto_complete_config, default_max_batch_size, http_max_input_size,
-        allow_client_shm, parse_cache_config(cache_config or []), gate, _tls(tls_cert, tls_key, tls_client_ca),
-        parse_trace_config(trace_config or []),
-        log, parse_rate_limit(rate_limit, rate_limit_resource or []), load_on_demand, model_memory_budget,
+        allow_client_shm, parse_cache_config(cache_config or []),
+        _gate(api_key_file, http_restricted_api or [], grpc_restricted_protocol or [], max_request_rate),
+        _tls(tls_cert, tls_key, tls_client_ca), parse_trace_config(trace_config or []),
+        LogSettings(str(log_file or ""), log_info, log_warning, log_error, log_verbose, log_format),
+        parse_rate_limit(rate_limit, rate_limit_resource or []), load_on_demand, model_memory_budget,
         {name: given for name, given in hosts.items() if given}, strict_readiness, model_load_retry_count,
         GrpcSettings(
             grpc_keepalive_time, grpc_keepalive_timeout, grpc_keepalive_permit_without_calls, grpc_max_connection_age,
             grpc_max_connection_age_grace, grpc_infer_response_compression_level,
         ),
     )  # fmt: skip
-
     if not _run(run_until_signal(config, lambda running: _announce(running, config, as_json))):
         console.print(f"accepted requests did not finish within {exit_timeout_secs:g} s")
         raise typer.Exit(1)
+
+
+def _server() -> Any:
+    try:
+        from venturi.serve.app import run_until_signal
+    except ImportError as exc:
+        raise ModelError(f"the server needs {exc.name}: pip install 'venturi[serve]'") from exc
+    return run_until_signal
+
+
+def _check(roots: list[Path], mode: str, log_format: str) -> None:
+    from venturi.serve.logs import FORMATS
+    from venturi.serve.repository import Mode
+
+    if not roots:
+        raise ModelError("no model repository given; expected a folder, an .onnx or a .vt file")
+    if mode not in [m.value for m in Mode]:
+        raise ModelError(f"--model-control-mode must be none, poll or explicit, got {mode!r}")
+    if log_format not in FORMATS:
+        raise ModelError(f"--log-format must be one of {', '.join(FORMATS)}, got {log_format!r}")
 
 
 def _gate(key_file: Path | None, http: list[str], grpc: list[str], per_s: float) -> Any:
