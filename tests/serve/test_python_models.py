@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tritonclient.grpc as grpc_client
+import tritonclient.http as http_client
 from tritonclient.utils import InferenceServerException
 
 from tests.serve.running import add_engine, scaled, serving
@@ -219,6 +220,32 @@ def test_decoupled_answers_on_a_stream(server) -> None:
     ends = stream(server, [2, 0], enable_empty_final_response=True)
     assert [a[1:3] for a in ends if a[0] == "0"] == [(0, False), (1, False), (None, True)]
     assert [a[1:3] for a in ends if a[0] == "1"] == [(None, True)]
+
+
+def test_what_became_of_the_responses(server) -> None:
+    def counts() -> list[dict[str, int]]:
+        with http_client.InferenceServerClient(server.url("http")) as http:
+            (found,) = http.get_inference_statistics("repeat")["model_stats"]
+        with grpc_client.InferenceServerClient(server.url("grpc")) as grpc:
+            same = grpc.get_inference_statistics("repeat", as_json=True)["model_stats"][0]
+        stats = found["response_stats"]
+        assert stats.keys() == same.get("response_stats", {}).keys()
+        return [{k: v["count"] for k, v in stats.get(str(i), {}).items()} for i in range(4)]
+
+    def more(field: str) -> list[int]:
+        return [b.get(field, 0) - a.get(field, 0) for a, b in zip(before, after)]
+
+    before = counts()
+    stream(server, [3, 0, -1])
+    after = counts()
+    assert more("success") == [2, 1, 1, 0]
+    assert more("empty_response") == [1, 0, 0, 1]
+    assert more("fail") == [0, 1, 0, 0]
+    assert more("compute_infer") == [3, 1, 1, 1]
+    with urllib.request.urlopen(f"http://{server.url('metrics')}/metrics") as answer:
+        lines = answer.read().decode().splitlines()
+    bucket = 'nv_inference_first_response_histogram_ms_bucket{model="repeat",version="1",le="+Inf"} '
+    assert int(next(line for line in lines if line.startswith(bucket)).removeprefix(bucket)) >= 3
 
 
 def test_an_error_after_answers_keeps_the_stream(server) -> None:

@@ -76,7 +76,7 @@ class Core:
             if not numbers or (version and not (version.isdigit() and int(version) in numbers)):
                 raise invalid(f"requested model '{name}' is not available")
             found = [self.repository.find(name, str(v)) for v in numbers if not version or v == int(version)]
-        return {"model_stats": [v.statistics.to_json(v.name, str(v.version)) for v in found]}
+        return {"model_stats": [v.statistics.to_json(v.name, str(v.version), v.responses.to_json()) for v in found]}
 
     async def load(self, name: str, config: object = None, files: Mapping[str, bytes] | None = None) -> None:
         """`config`: a configuration as JSON data that replaces the one on disk, or None. `files`: see `Repository`."""

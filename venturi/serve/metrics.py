@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
 
+from venturi.serve.machine import Family
 from venturi.serve.served import ServedVersion
-from venturi.serve.statistics import BUCKETS_MS, REASONS, Duration, ModelStatistics
+from venturi.serve.statistics import REASONS, Duration, Histogram, ModelStatistics
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-def render(versions: Iterable[ServedVersion]) -> str:
-    """All metrics of all ready versions."""
+def render(versions: Iterable[ServedVersion], machine: Iterable[Family] = ()) -> str:
+    """All metrics of all ready versions, and those of the machine."""
     served = list(versions)
     lines: list[str] = []
 
@@ -49,20 +48,23 @@ def render(versions: Iterable[ServedVersion]) -> str:
         family(f"nv_cache_{kind}_duration_per_model", "counter", f"Microseconds of a model's cache {plural}", spent)
     family("nv_model_load_duration_secs", "gauge", "Model load time in seconds", each(lambda s: s.load_s))
     lines += _histogram(
-        "venturi_request_duration_ms", "Time from a request's arrival to its answer in milliseconds", served
-    )
-    family("nv_cpu_memory_total_bytes", "gauge", "CPU total memory (RAM), in bytes", [("", _memory("MemTotal"))])
-    used = _memory("MemTotal") - _memory("MemAvailable")
-    family("nv_cpu_memory_used_bytes", "gauge", "CPU used memory (RAM), in bytes", [("", used)])
-    family("venturi_process_resident_bytes", "gauge", "Resident memory of the server in bytes", [("", _resident())])
+        "venturi_request_duration_ms", "Time from a request's arrival to its answer in milliseconds",
+        [(_labels(v), v.statistics.latency) for v in served],
+    )  # fmt: skip
+    lines += _histogram(
+        "nv_inference_first_response_histogram_ms", "Time from a request's arrival to its first response (decoupled)",
+        [(_labels(v), v.responses.first) for v in served if v.signature.decoupled],
+    )  # fmt: skip
+    for name, kind, text, samples in machine:
+        family(name, kind, text, samples)
     return "\n".join(lines) + "\n"
 
 
-def _histogram(name: str, text: str, served: list[ServedVersion]) -> list[str]:
+def _histogram(name: str, text: str, found: list[tuple[str, Histogram]]) -> list[str]:
     lines = [f"# HELP {name} {text}", f"# TYPE {name} histogram"]
-    for v in served:
-        labels, histogram, total = _labels(v), v.statistics.latency, 0
-        for bound, count in zip((*BUCKETS_MS, "+Inf"), histogram.counts):
+    for labels, histogram in found:
+        total = 0
+        for bound, count in zip((*histogram.bounds, "+Inf"), histogram.counts):
             total += count
             lines.append(f'{name}_bucket{{{labels},le="{bound}"}} {total}')
         lines.append(f"{name}_sum{{{labels}}} {number(histogram.total_ms)}")
@@ -93,21 +95,3 @@ def escaped(text: str) -> str:
 def number(value: float) -> str:
     """Of a finite number, without a fraction where there is none."""
     return repr(int(value)) if float(value).is_integer() else repr(float(value))
-
-
-def _memory(field: str) -> int:
-    """Bytes of a /proc/meminfo line; 0 where there is none."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith(f"{field}:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        return 0
-    return 0
-
-
-def _resident() -> int:
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0

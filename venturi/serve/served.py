@@ -17,6 +17,7 @@ from venturi.serve.errors import ServeError, Status, as_serve_error, unsupported
 from venturi.serve.models.base import LoadedModel
 from venturi.serve.request import InferRequest, InferResponse
 from venturi.serve.response_cache import Cache, request_key
+from venturi.serve.response_statistics import ResponseStatistics
 from venturi.serve.schedulers.batcher import BatchingRules, DynamicBatcher, OneByOne
 from venturi.serve.schedulers.deadline import DeadlineBatcher
 from venturi.serve.schedulers.driver import Done, Driver, Result
@@ -43,6 +44,7 @@ class ServedVersion:
     limiter: RateLimiter | None = None
     files_stamp: str = ""
     statistics: ModelStatistics = field(default_factory=ModelStatistics)
+    responses: ResponseStatistics = field(default_factory=ResponseStatistics)
     signature: Signature = field(init=False)
     driver: Driver | EnsembleDriver = field(init=False)
 
@@ -75,6 +77,8 @@ class ServedVersion:
         if self.signature.decoupled and request.emit is None:
             raise unsupported(f"{request.label}model '{self.name}' has a decoupled transaction policy: use a stream "
                               "of gRPC or generate_stream")  # fmt: skip
+        if self.signature.decoupled:
+            request.emit, done = self.responses.watched(request, done)
         if self.tracer is not None and self.tracer.is_on and self.tracer.takes(self.name):
             done = self._traced(self.tracer, request, done)
         if self.cache is not None and self.config.response_cache.enable:

@@ -38,11 +38,15 @@ class Phases:
 class Histogram:
     """Counts by upper bound in milliseconds, the last for everything above."""
 
-    counts: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS_MS) + 1))
+    bounds: tuple[float, ...] = BUCKETS_MS
     total_ms: float = 0.0
+    counts: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.counts = [0] * (len(self.bounds) + 1)
 
     def add(self, ms: float) -> None:
-        self.counts[bisect_left(BUCKETS_MS, ms)] += 1
+        self.counts[bisect_left(self.bounds, ms)] += 1
         self.total_ms += ms
 
 
@@ -101,8 +105,8 @@ class ModelStatistics:
         self.fail.add(time.perf_counter_ns() - request.times.start)
         self.failures[reason] += 1
 
-    def to_json(self, name: str, version: str) -> dict[str, Any]:
-        """The statistics extension's model_stat."""
+    def to_json(self, name: str, version: str, responses: dict[str, Any]) -> dict[str, Any]:
+        """The statistics extension's model_stat; `responses` of decoupled models."""
         p = self.phases
         return {
             "name": name,
@@ -116,7 +120,7 @@ class ModelStatistics:
                 "compute_output": p.compute_output.to_json(), "cache_hit": self.cache_hit.to_json(),
                 "cache_miss": self.cache_miss.to_json(),
             },
-            "response_stats": {},
+            "response_stats": responses,
             "batch_stats": [
                 {
                     "batch_size": size, "compute_input": b.compute_input.to_json(),

@@ -18,6 +18,7 @@ from venturi.serve.errors import ServeError, invalid
 from venturi.serve.http.codec import HEADER_LENGTH, decode_infer, decompress, encode_infer, parse_json
 from venturi.serve.http.generate import decode_generate, events, generate
 from venturi.serve.http.routes import MethodNotAllowed, find_route
+from venturi.serve.machine import Machine
 from venturi.serve.metrics import CONTENT_TYPE, render
 from venturi.serve.quota import OverQuota
 from venturi.serve.security import Gate
@@ -231,7 +232,7 @@ class MetricsApp:
     """GET /metrics, on its own port."""
 
     def __init__(self, core: Core) -> None:
-        self._core = core
+        self._core, self._machine = core, Machine()
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -239,5 +240,6 @@ class MetricsApp:
         if scope["path"] != "/metrics" or scope["method"] != "GET":
             await _send_json(send, 404, {"error": "Not Found"})
             return
-        text = (render(self._core.repository.served()) + self._core.custom_metrics.render()).encode()
+        models = render(self._core.repository.served(), self._machine.families())
+        text = (models + self._core.custom_metrics.render()).encode()
         await _send(send, 200, text, [(b"content-type", CONTENT_TYPE.encode())])
