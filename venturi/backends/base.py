@@ -86,13 +86,15 @@ class Kernel:
     `run` returns the output, or a tuple of outputs. `run_out`, where there is one, writes the single output into a
     given tensor instead. Neither mutates its inputs; both are thread-safe. `joins` says that the output is the inputs
     side by side along that axis, and that `run_out` leaves alone what already lies there. `parallel` is there for
-    generated code: runs of neighbouring steps then cost one native call.
+    generated code: runs of neighbouring steps then cost one native call. `reads`: of a library kernel that copies its
+    first input where that lies in another order.
     """
 
     run: Callable[..., Any]
     run_out: Callable[..., object] | None = None
     joins: int | None = None
     parallel: ParallelKernel | None = None
+    reads: torch.memory_format | None = None
 
 
 class RegionView:

@@ -85,7 +85,7 @@ def plan(
     layer: Annotated[str | None, typer.Option(help="Only this step.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
-    """Every candidate of every step: its time, or the reason why it was rejected."""
+    """Every candidate of every step: its time, or the reason why it was rejected; and tensors that change layout."""
     from venturi.engine.artifact import open_artifact
 
     found = open_artifact(path, verify=False).plan
@@ -108,6 +108,12 @@ def plan(
                 ]
             )
     console.print(table(str(path), ["step", "tactic", "median us", "spread", "", "reason"], rows))
+    left = [r for r in found.reorders or () if layer is None or r.step == layer]
+    if left:
+        rows = [[r.source, r.step, f"{r.bytes / 1024:.1f}", r.why] for r in left]
+        console.print(table("reorders that are left", ["from", "to", "KiB", "why"], rows))
+    elif found.reorders is not None:
+        console.print("no reorders are left")
 
 
 @app.command("capability", epilog="Example: venturi inspect capability model.onnx")

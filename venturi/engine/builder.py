@@ -35,6 +35,7 @@ from venturi.ops.tensors import STORAGE, to_torch
 from venturi.passes.pipeline import run_pipeline
 from venturi.passes.rewriting import PassContext
 from venturi.runtime.executable import Executable, link, reads_of
+from venturi.runtime.reorders import find_reorders
 from venturi.tuning.cache import TimingCache, default_path
 from venturi.tuning.tuner import Choice, Tuner
 
@@ -99,9 +100,10 @@ def plan_model(
         if target.backend.joins_pairs and PASSES[config.opt_level]:
             Pairing(model.graph, weights, target, tuner, timer, config.deterministic).settle(plan, progress)
     executable = link(model.graph, plan.steps, plan.kernels, weights)
-    threads = None
+    threads, reorders = None, None
     if placed is not None and target.name == "cpu" and plan.complete:
         args = [placed[v.name or ""] for v in model.graph.inputs]
+        reorders = find_reorders(executable, args, [v.name or "" for v in model.graph.inputs])
         threads = choose_threads(executable, args, plan.problems, cache, config.deterministic)
     try:
         cache.save()
@@ -118,6 +120,7 @@ def plan_model(
         rewrites,
         {} if config.deterministic else _timings(pass_ms, (time.perf_counter() - start) * 1e3),
         threads,
+        reorders,
     )
     return Built(model, made, weights, executable, target)
 

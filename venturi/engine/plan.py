@@ -44,10 +44,25 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Reorder:
+    """`bytes` that `step` lays out anew before it reads them: `source` (a step or an input) left them in another order
+    than `tactic` reads."""
+
+    source: str
+    step: str
+    tactic: str
+    lies: str
+    wanted: str
+    bytes: int
+    why: str
+
+
+@dataclass(frozen=True)
 class Plan:
     """`inputs`/`outputs` are the engine's interface; `steps` are in execution order, one per node of graph.onnx.
 
-    `threads`: a run on the CPU takes at most so many; None: all.
+    `threads`: a run on the CPU takes at most so many; None: all. `reorders`: layout changes that are left, at the tuned
+    shapes; None where nobody looked (other devices, offline builds, inputs without sizes).
     """
 
     target: str
@@ -60,6 +75,7 @@ class Plan:
     passes: dict[str, int] = field(default_factory=dict)
     timings_ms: dict[str, float] = field(default_factory=dict)
     threads: int | None = None
+    reorders: tuple[Reorder, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {"format": PLAN_FORMAT, **asdict(self)}
@@ -81,6 +97,7 @@ class Plan:
                 {str(k): int(v) for k, v in data["passes"].items()},
                 {str(k): float(v) for k, v in data["timings_ms"].items()},
                 None if data.get("threads") is None else int(data["threads"]),
+                None if data.get("reorders") is None else tuple(_reorder(r) for r in data["reorders"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as exc:
             raise EngineError(f"the plan is damaged: {type(exc).__name__} {exc}") from exc
@@ -89,6 +106,13 @@ class Plan:
 def _spec(s: dict[str, Any]) -> TensorSpec:
     shape = None if s["shape"] is None else tuple(d if d is None or isinstance(d, str) else int(d) for d in s["shape"])
     return TensorSpec(str(s["name"]), str(s["dtype"]), shape, str(s["kind"]))
+
+
+def _reorder(r: dict[str, Any]) -> Reorder:
+    source, step, tactic, lies, wanted, why = (
+        str(r[name]) for name in ("source", "step", "tactic", "lies", "wanted", "why")
+    )
+    return Reorder(source, step, tactic, lies, wanted, int(r["bytes"]), why)
 
 
 def _step(s: dict[str, Any]) -> Step:

@@ -92,7 +92,7 @@ class OneDnnConv:
         layout = _FORMATS[spec.weight.dim()]
         act, residual = spec.epilogue.activation, spec.epilogue.residual
         if residual is not None and not spec.epilogue.activation_first:
-            return Kernel(_guard_empty(_conv_add(spec, geometry, layout, residual, act), region))
+            return Kernel(_guard_empty(_conv_add(spec, geometry, layout, residual, act), region), reads=layout)
         post = ("none", [], "") if act is None else act.onednn()
         plain = torch.ops.mkldnn._convolution_pointwise
 
@@ -105,7 +105,7 @@ class OneDnnConv:
                 y = act.apply_(plain(x, *geometry, "none", [], ""))
             return y if residual is None else y.add_(args[residual])
 
-        return Kernel(_guard_empty(run, region))
+        return Kernel(_guard_empty(run, region), reads=layout)
 
 
 def _conv_add(spec: ConvSpec, geometry: Any, layout: torch.memory_format, residual: int, act: Activation | None) -> Any:
@@ -165,4 +165,4 @@ class AtenConv:
             y = fn(x, weight, spec.bias, spec.strides, spec.pads, spec.dilations, spec.group)
             return spec.epilogue.apply_(y, args)
 
-        return Kernel(_guard_empty(run, region))
+        return Kernel(_guard_empty(run, region), reads=layout)
