@@ -65,7 +65,9 @@ class Segment:
         home = self.copies.get(patch)
         if home is None or home.shape != x.shape:
             home = self.copies[patch] = torch.empty(x.shape, dtype=x.dtype, memory_format=patch.layout)
-        return home.copy_(x)
+        from venturi.backends.cpu.native.interleave import lay_out
+
+        return lay_out(x, home)
 
     def _set(self, words: tuple[tuple[int, int], ...], x: T) -> None:
         address = x.data_ptr()

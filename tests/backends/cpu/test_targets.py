@@ -17,6 +17,7 @@ from venturi.backends.cpu.codegen.direct import DirectSpec, emit_direct
 from venturi.backends.cpu.codegen.element import BF16, FLOAT
 from venturi.backends.cpu.codegen.elementwise import ElementwiseSpec, emit_elementwise
 from venturi.backends.cpu.codegen.geometry import ConvGeometry
+from venturi.backends.cpu.codegen.interleave import InterleaveSpec, emit_interleave
 from venturi.backends.cpu.codegen.isa import AVX2, AVX512, NEON, Isa
 from venturi.backends.cpu.codegen.pool import PoolSpec, emit_global_mean, emit_pool
 from venturi.backends.cpu.codegen.rows import RowSpec, emit_rows
@@ -52,6 +53,7 @@ def _kernels(isa: Isa) -> dict[str, str]:
         "global": emit_global_mean(isa, 49, 70, BF16),
         "rows": emit_rows(isa, RowSpec(Axes((0, 100), ((100, 1), (0, 1))), softmax, 1)),
         "pointwise": emit_elementwise(isa, ElementwiseSpec(Axes((0, 7, 33), ((231, 33, 1), (0, 33, 1))), pointwise)),
+        "interleave": emit_interleave(isa, InterleaveSpec(3, 1000, BF16)),
         "walker": walker_ir(isa),
     }
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from venturi.backends.base import Kernel, Operand, Routine
+from venturi.backends.cpu.native.interleave import laid_out
 from venturi.backends.cpu.native.walker import Job
 
 T = torch.Tensor
@@ -72,7 +73,7 @@ class NativeKernel:
         return call
 
     def _execute(self, routine: Routine, inputs: Sequence[T], out: T) -> T:
-        placed = [x.contiguous(memory_format=f) for x, f in zip(inputs, routine.layouts)]
+        placed = [laid_out(x, f) for x, f in zip(inputs, routine.layouts)]
         scratch = torch.empty(routine.scratch, dtype=torch.uint8)
         addresses = [*(x.data_ptr() for x in placed), scratch.data_ptr(), out.data_ptr()]
         _, job = self._jobs.pop(id(routine), (routine, None))
