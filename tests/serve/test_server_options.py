@@ -86,6 +86,22 @@ def test_the_log_in_a_file(tmp_path):
         ServerLog(LogSettings(log_file=str(tmp_path / "nowhere/log.txt"))).start()
 
 
+def test_a_log_file_that_cannot_be_written_any_more(tmp_path, capsys):
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    log = ServerLog(LogSettings(log_file=str(folder / "log.txt")))
+    log.start()
+    try:
+        (folder / "log.txt").unlink()
+        folder.rmdir()
+        logger.info("still said")
+    finally:
+        log.stop()
+    said = capsys.readouterr().err
+    assert "still said" in said
+    assert "cannot be written" in said
+
+
 def counted_bytes(port: int) -> tuple[int, list[int]]:
     """A forwarder to a port: its own port, and the bytes that came back so far."""
     listener, back = socket.create_server(("127.0.0.1", 0)), [0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,7 +35,8 @@ class Fresh:
 
 @dataclass
 class Segment:
-    """Calls `first` to `last`, both included. Belongs to one context."""
+    """Calls `first` to `last`, both included. Belongs to one context. `lay_out(x, y)` gives y, which lies in another
+    order, x's numbers."""
 
     first: int
     last: int
@@ -43,6 +44,7 @@ class Segment:
     patches: tuple[Patch, ...]
     fresh: tuple[Fresh, ...]
     dead: tuple[int, ...]
+    lay_out: Callable[[T, T], T]
     copies: dict[Patch, T] = field(default_factory=dict)
 
     def run(self, env: list[Any]) -> None:
@@ -65,9 +67,7 @@ class Segment:
         home = self.copies.get(patch)
         if home is None or home.shape != x.shape:
             home = self.copies[patch] = torch.empty(x.shape, dtype=x.dtype, memory_format=patch.layout)
-        from venturi.backends.cpu.native.interleave import lay_out
-
-        return lay_out(x, home)
+        return self.lay_out(x, home)
 
     def _set(self, words: tuple[tuple[int, int], ...], x: T) -> None:
         address = x.data_ptr()
@@ -96,11 +96,12 @@ class _Draft:
     dead: list[int] = field(default_factory=list)
 
     def close(self) -> Segment:
+        from venturi.backends.cpu.native.interleave import lay_out
         from venturi.backends.cpu.native.walker import Job
 
         patches = tuple(Patch(slot, layout, tuple(words)) for (slot, layout), words in self.patches.items())
         fresh = tuple(self.fresh.values())
-        return Segment(self.first, self.last, Job(self.steps), patches, fresh, tuple(self.dead))
+        return Segment(self.first, self.last, Job(self.steps), patches, fresh, tuple(self.dead), lay_out)
 
 
 def arrange(executable: Executable, watch: Watch, homes: Sequence[T | None], scratch: Mapping[int, T]) -> Program:

@@ -86,7 +86,10 @@ class ServerLog(logging.Handler):
                 line = _json_line(record, message, failed)
             else:
                 line = self._prefix(record) + message + (f"\n{failed}" if failed else "")
-            self._write(f"{line}\n")
+            try:
+                self._write(f"{line}\n")
+            except OSError as exc:  # a full disk must not fail what wanted to say something
+                print(f"{line}\nthe log file cannot be written: {exc}", file=sys.stderr, flush=True)
 
     def _write(self, text: str) -> None:
         """A file is opened each time, so that it may be moved away."""

@@ -240,6 +240,7 @@ class MetricsApp:
         if scope["path"] != "/metrics" or scope["method"] != "GET":
             await _send_json(send, 404, {"error": "Not Found"})
             return
-        models = render(self._core.repository.served(), self._machine.families())
+        machine = await asyncio.to_thread(lambda: list(self._machine.families()))
+        models = render(self._core.repository.served(), machine)
         text = (models + self._core.custom_metrics.render()).encode()
         await _send(send, 200, text, [(b"content-type", CONTENT_TYPE.encode())])
