@@ -266,7 +266,8 @@ def main() -> None:
         found = context.SimpleQueue()
         peer = context.Process(target=echo, args=(found,), daemon=True)
         peer.start()
-        process, ports = started([folder, *ANY_PORTS, "--allow-client-shm"])
+        process, addresses = started([folder, *ANY_PORTS, "--allow-client-shm"])
+        ports = addresses["ports"]
         echo_port = found.get()
         cells = [("echo http", "http", echo_port), ("http", "http", ports["http"]), ("grpc", "grpc", ports["grpc"])]
         try:

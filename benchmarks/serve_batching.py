@@ -72,7 +72,8 @@ def loaded(model: str, port: int, clients: int, seconds: float) -> dict[str, Any
 
 
 def served(root: Path, clients: int, rounds: int, seconds: float) -> dict[str, Any]:
-    process, ports = started([str(root), "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"])
+    process, addresses = started([str(root), "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"])
+    ports = addresses["ports"]
     found: dict[str, list[dict[str, Any]]] = {"alone": [], "batched": []}
     try:
         for _ in range(rounds):

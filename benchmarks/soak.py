@@ -176,7 +176,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         make_repository(Path(folder))
         free = [f"--{name}-port=0" for name in ("http", "grpc", "metrics")]
-        process, ports = started([folder, *free, "--model-control-mode", "explicit", "--load-model", "*"])
+        process, addresses = started([folder, *free, "--model-control-mode", "explicit", "--load-model", "*"])
+        ports = addresses["ports"]
         soak = Soak(ports, args.pause_ms / 1e3)
         threads = [
             *(threading.Thread(target=soak.rows, args=(kind, "twice", i)) for i, kind in enumerate(["http", "grpc", "http"])),
