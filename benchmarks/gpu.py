@@ -18,7 +18,7 @@ import torch
 import venturi as vt
 from benchmarks.gpu_models import example, make
 
-FLOPS = 790e12  # bf16 on random data, as measured on this kind of GPU
+FLOPS = {"fp16": 790e12, "fp32": 60e12, "tf32": 400e12}  # on random data, as measured on this kind of GPU
 ROWS = [
     ("resnet50", (1, 8, 32, 128)), ("bert_base", (1, 8, 32)), ("vit_b16", (1, 8, 32)),
     ("efficientnet_b0", (1, 32)), ("mobilenet_v3_large", (1, 32)),
@@ -65,7 +65,7 @@ def compiled_ms(model: torch.nn.Module, x: torch.Tensor) -> dict[str, float]:
     return {"compile_ms": round(ms, 4), "compile_spread_ms": round(spread, 4)}
 
 
-def one(name: str, batch: int, level: int, peer: bool, out: Path | None) -> dict[str, object]:
+def one(name: str, batch: int, level: int, precision: str, peer: bool, out: Path | None) -> dict[str, object]:
     model, x = make(name), example(name, batch)
     start = time.perf_counter()
     stages: dict[str, float] = {}
@@ -74,18 +74,24 @@ def one(name: str, batch: int, level: int, peer: bool, out: Path | None) -> dict
         stages[event.phase] = time.perf_counter() - start
         return True
 
-    engine = vt.build(model.half(), x, device="cuda", opt_level=level, progress=watch)
+    half, rounded = precision == "fp16", precision == "tf32"
+    model = model.half() if half else model
+    engine = vt.build(
+        model, x if half else x.float() if x.is_floating_point() else x, device="cuda", opt_level=level, progress=watch,
+        precision="tf32" if rounded else "model",
+    )  # fmt: skip
     build_s = time.perf_counter() - start
-    on_gpu = x.cuda()
+    on_gpu = x.cuda() if half or not x.is_floating_point() else x.float().cuda()
     got = engine(on_gpu).float()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     wide = model.float().cuda()
     with torch.inference_mode():
         want = wide(on_gpu.float() if on_gpu.is_floating_point() else on_gpu).float()
         row: dict[str, object] = {
-            "model": name, "batch": batch, "build_s": round(build_s, 1), "steps": len(engine.plan.steps),
+            "model": name, "batch": batch, "precision": precision, "build_s": round(build_s, 1),
+            "steps": len(engine.plan.steps),
             "stages_s": {k: round(v, 1) for k, v in stages.items()},
-            "flop_floor_ms": round(sum(s.flops for s in engine.plan.steps) / FLOPS * 1e3, 4),
+            "flop_floor_ms": round(sum(s.flops for s in engine.plan.steps) / FLOPS[precision] * 1e3, 4),
             "error": float(((got - want).norm() / want.norm()).item()),
         }  # fmt: skip
         ms, spread = median_ms(lambda: engine(on_gpu))
@@ -95,11 +101,12 @@ def one(name: str, batch: int, level: int, peer: bool, out: Path | None) -> dict
             "host_us": round(host_us(lambda: engine(on_gpu)), 1),
             "bound_host_us": round(host_us(engine.bind({engine.inputs[0].name: on_gpu}).run), 1),
         }
-    half = wide.half()
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = rounded
+    same = wide.half() if half else wide
     with torch.no_grad():
-        row["eager_error"] = float(((half(on_gpu).float() - want).norm() / want.norm()).item())
+        row["eager_error"] = float(((same(on_gpu).float() - want).norm() / want.norm()).item())
         if peer:
-            row |= compiled_ms(half, on_gpu)
+            row |= compiled_ms(same, on_gpu)
             row["speedup"] = round(row["compile_ms"] / row["venturi_ms"], 3)
     if out is not None:
         report = engine.profile({engine.inputs[0].name: on_gpu}, runs=5)
@@ -120,6 +127,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=[n for n, _ in ROWS])
     parser.add_argument("--batches", nargs="*", type=int)
     parser.add_argument("--level", type=int, default=3)
+    parser.add_argument("--precision", choices=("fp16", "fp32", "tf32"), default="fp16", help="of both")
     parser.add_argument("--no-peer", action="store_true")
     parser.add_argument("--out", type=Path, default=None, help="folder for results and per-step reports")
     args = parser.parse_args()
@@ -132,7 +140,7 @@ def main() -> None:
             if args.batches and batch not in args.batches:
                 continue
             try:
-                row = one(name, batch, args.level, not args.no_peer, args.out)
+                row = one(name, batch, args.level, args.precision, not args.no_peer, args.out)
             except (RuntimeError, vt.VenturiError) as exc:
                 row = {"model": name, "batch": batch, "failed": str(exc)[:400]}
             rows.append(row)

@@ -52,7 +52,8 @@ def build(
         device: "cpu", "cuda", "cuda:1"; "auto" is the first GPU, else the CPU.
         target: "sm_90": build for a GPU that is not here, by heuristics (needs opt_level=0); save the engine, load the
             file on the GPU, and choose its kernels by timing there with `vt.tune`.
-        precision: "model" (as typed), "fp32", "fp16", "bf16". Inputs and outputs keep the model's types.
+        precision: "model" (as typed), "fp32", "tf32" (GPU: products of fp32 may round their operands to 11 bits),
+            "fp16", "bf16". Inputs and outputs keep the model's types.
         profiles: shape ranges of dynamic inputs; the first one's optimum is tuned for.
         budget: seconds of tuning; without one, every candidate is timed.
         opt_level: 0 (first tactic that matches, no timing) to 5 (longest timing); default 3.

@@ -11,6 +11,8 @@ from tests.passes.test_folding import FOLDING, conv_bn
 from tests.passes.test_recognition import RECOGNITION
 from tests.passes.test_transformer_passes import TRANSFORMER, attention
 from venturi.frontends.onnx_import import import_onnx
+from venturi.ir.marks import rounds_to_tf32
+from venturi.ir.region import members
 from venturi.passes.pipeline import PIPELINE, run_pipeline
 from venturi.passes.rewriting import PassContext
 
@@ -30,6 +32,22 @@ def test_reduced_precision_keeps_sums_wide() -> None:
     }
     assert types["MatMul"] == "BFLOAT16"
     assert types["Exp"] == types["ReduceSum"] == types["CumSum"] == "FLOAT"
+
+
+def test_tf32_marks_products_of_fp32_and_casts_nothing() -> None:
+    net = vt.Network()
+    x, half = net.input("x", (4, 8)), net.input("half", (4, 8), "float16")
+    parts = [x @ rand(8, 8, seed=i) for i in (1, 2)]
+    net.output("y", net.relu(parts[0]) + parts[1])
+    net.output("h", half @ rand(8, 8).astype(np.float16))
+    model = optimize(net, "tf32")
+    assert ops(model) == ops(optimize(net))
+    products = [m for n in model.graph for m in members(n) if m.op_type == "MatMul"]
+    assert sorted((rounds_to_tf32(m), m.inputs[0].dtype.name) for m in products) == [
+        (False, "FLOAT16"),
+        (True, "FLOAT"),
+    ]
+    assert not any(rounds_to_tf32(m) for n in optimize(net).graph for m in members(n))
 
 
 def test_precision_model_inserts_nothing() -> None:

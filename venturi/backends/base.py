@@ -16,6 +16,7 @@ import torch
 from venturi.backends.reference.program import attribute_value
 from venturi.ir.build import get_attr, subgraphs
 from venturi.ir.dtypes import DT
+from venturi.ir.marks import LAYOUT, rounds_to_tf32
 from venturi.ir.region import body_of, is_region, kind_of, members, source_names
 from venturi.ops.table import OpContext, find_op
 
@@ -125,7 +126,12 @@ class RegionView:
     @property
     def layout(self) -> str:
         """ "NHWC" where the layout pass asked for channels-last values, else ""."""
-        return self.node.metadata_props.get("venturi.layout", "")
+        return self.node.metadata_props.get(LAYOUT, "")
+
+    @property
+    def tf32(self) -> bool:
+        """Whether products of fp32 may round their operands to tf32."""
+        return any(rounds_to_tf32(n) for n in self.nodes)
 
     @property
     def sources(self) -> list[str]:
@@ -169,7 +175,7 @@ class RegionView:
             attrs = ",".join(f"{k}={_attr_text(node, k)}" for k in sorted(node.attributes))
             parts.append(f"{node.domain}:{node.op_type}({wires}){{{attrs}}}x{len(node.outputs)}")
         constants = [f"{tuple(c.shape)}{c.dtype}" for v in self.formal if (c := self.constant(v)) is not None]
-        return ";".join(parts) + "|" + ",".join(constants)
+        return ";".join(parts) + "|" + ",".join(constants) + ("|tf32" if self.tf32 else "")
 
 
 def _attr_text(node: ir.Node, name: str) -> str:
@@ -247,7 +253,8 @@ def region_ulps(region: RegionView) -> float:
     """Accepted error of the Region, in units of its output's type: the sum over its nodes, since each may add its own.
 
     Where an fp32 result comes from values that the graph keeps in half precision, it is as uncertain as they are: the
-    reference rounds them one by one, a fused kernel need not.
+    reference rounds them one by one, a fused kernel need not. Operands that may be rounded to tf32 are as
+    uncertain as fp16.
     """
     total = 0.0
     for node in region.nodes:
@@ -255,6 +262,8 @@ def region_ulps(region: RegionView) -> float:
         total += op.ulps if op is not None else 64.0
     if any(v.dtype == DT.FLOAT for v in region.outputs):
         inner = [_HALF_ULPS[v.dtype] for n in region.nodes for v in n.outputs if v.dtype in _HALF_ULPS]
+        if region.tf32:
+            inner.append(_HALF_ULPS[DT.FLOAT16])
         total += min(total, 4.0) * max(inner, default=0.0)
     return total
 

@@ -95,7 +95,7 @@ def bench(
     shapes: Annotated[str | None, typer.Option(help="Input shapes: x:8x3x224x224.")] = None,
     load: Annotated[Path | None, typer.Option("--load-inputs", help=".npz of inputs by name, else random.")] = None,
     device: Annotated[str, typer.Option(help="For ONNX files: auto, cpu, cuda, cuda:1.")] = "auto",
-    precision: Annotated[str, typer.Option(help="For ONNX files: model, fp32, fp16, bf16.")] = "model",
+    precision: Annotated[str, typer.Option(help="For ONNX files: model, fp32, tf32, fp16, bf16.")] = "model",
     opt_level: Annotated[int, typer.Option(help="For ONNX files: 0 to 5.")] = 3,
     duration: Annotated[float, typer.Option(help="Measure at least this many seconds.")] = 3.0,
     warm_up: Annotated[float, typer.Option(help="Milliseconds of warm-up.")] = 200.0,

@@ -36,7 +36,7 @@ def build(
     target: Annotated[
         str | None, typer.Option(help="Architecture of a GPU that is not here: sm_90. Needs --no-tune.")
     ] = None,
-    precision: Annotated[str, typer.Option(help="model, fp32, fp16 or bf16.")] = "model",
+    precision: Annotated[str, typer.Option(help="model, fp32, tf32, fp16 or bf16.")] = "model",
     shapes: Annotated[str | None, typer.Option(help="Fixed shapes: x:1x3x224x224,ids:1x128.")] = None,
     min_shapes: Annotated[str | None, typer.Option(help="Smallest shapes of a profile.")] = None,
     opt_shapes: Annotated[str | None, typer.Option(help="Shapes to tune for.")] = None,

@@ -34,7 +34,7 @@ class Row:
 
 def demo(
     duration: Annotated[float, typer.Option(help="Seconds to measure each model.")] = 3.0,
-    precision: Annotated[str, typer.Option(help="model, fp32, fp16 or bf16.")] = "model",
+    precision: Annotated[str, typer.Option(help="model, fp32, tf32, fp16 or bf16.")] = "model",
     as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON.")] = False,
 ) -> None:
     """Build a digits CNN and a ResNet-50, check them against the reference, show accuracy and speed."""
@@ -165,7 +165,7 @@ def _check(name: str, source: Any, engine: Any, inputs: dict[str, Any], precisio
 
         session = ort.InferenceSession(_for_onnxruntime(ir.to_proto(model)), providers=["CPUExecutionProvider"])
         references["onnxruntime"] = dict(zip([o.name for o in session.get_outputs()], session.run(None, inputs)))
-    bound = {"bf16": 0.05, "fp16": 0.01}.get(precision, 1e-4)
+    bound = {"bf16": 0.05, "fp16": 0.01, "tf32": 0.01}.get(precision, 1e-4)
     worst = 0.0
     for who, expected in references.items():
         for output, y in expected.items():

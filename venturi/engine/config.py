@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from venturi.core.errors import ShapeError, VenturiError
 from venturi.core.registry import nearest
 
-Precision = Literal["model", "fp32", "fp16", "bf16"]
+Precision = Literal["model", "fp32", "tf32", "fp16", "bf16"]
 Dims = tuple[int, ...]
 
 

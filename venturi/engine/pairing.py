@@ -28,11 +28,11 @@ from venturi.engine.in_place import Settled
 from venturi.engine.plan import Step
 from venturi.engine.target import EngineTimer, Target
 from venturi.ir.build import static_shape
+from venturi.ir.marks import LAYOUT, NHWC
 from venturi.ir.region import dissolve, form_region, is_region
 from venturi.ir.verify import sort_topologically
 from venturi.ops.tensors import STORAGE
 from venturi.passes import naming
-from venturi.passes.layout import LAYOUT, NHWC
 from venturi.passes.rewriting import PassContext
 from venturi.runtime.executable import link, reads_of
 from venturi.tuning.cache import Measurement

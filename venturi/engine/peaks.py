@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from venturi.backends.cuda.rounding import products_of_fp32
+
 _SIZES = {"cpu": 1536, "cuda": 8192}
 _PROBE_BYTES = {"cpu": 1 << 28, "cuda": 1 << 32}
 _TRIES = 5
@@ -28,14 +30,17 @@ class Peaks:
 
 
 def measure_peaks(device: torch.device, precision: str) -> Peaks:
-    """By torch: a square product in the precision's type (fp32 without tf32 for "model" and "fp32"), and a sum.
+    """By torch: a square product in the precision's type (fp32 without rounding for "model" and "fp32"), and a sum.
 
     Takes some tenths of a second and, on a GPU, 4 GiB of its memory.
     """
     n = _SIZES[device.type]
     dtype = _TYPES.get(precision, torch.float32)
+    rounded = precision == "tf32"
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-    return Peaks(2.0 * n**3 / _best_s(lambda: a @ b, device), measure_bandwidth(device))
+    with products_of_fp32(tf32=rounded):
+        flops = 2.0 * n**3 / _best_s(lambda: a @ b, device)
+    return Peaks(flops, measure_bandwidth(device))
 
 
 def measure_bandwidth(device: torch.device) -> float:

@@ -1,4 +1,5 @@
-"""Runs a float32 model in bf16 or fp16 (or a half model in fp32) by casts; inputs and outputs keep their types.
+"""Runs a float32 model in bf16 or fp16 (or a half model in fp32) by casts; inputs and outputs keep their types. For
+tf32 nothing is cast: products of fp32 are marked as those that may round their operands.
 
 Contractions are narrowed; cheap operators follow their inputs; what sums many terms or takes exponentials outside
 a kernel that accumulates in fp32 stays wide.
@@ -10,6 +11,7 @@ import onnx_ir as ir
 
 from venturi.ir.build import make_node, subgraphs
 from venturi.ir.dtypes import DT, precision_dtype
+from venturi.ir.marks import PRODUCTS, TF32
 from venturi.passes.rewriting import PassContext
 
 NARROW = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm", "Attention"})
@@ -27,6 +29,8 @@ _FLOATS = (DT.FLOAT, DT.FLOAT16, DT.BFLOAT16)
 
 
 def run(graph: ir.Graph, ctx: PassContext) -> None:
+    if ctx.precision == "tf32":
+        _mark(graph, ctx)
     if ctx.precision not in ("fp32", "fp16", "bf16"):
         return
     target = precision_dtype(ctx.precision)
@@ -45,6 +49,13 @@ def run(graph: ir.Graph, ctx: PassContext) -> None:
         want = declared[value]
         if value.dtype != want and want is not None:
             _cast_output(graph, i, value, want)
+
+
+def _mark(graph: ir.Graph, ctx: PassContext) -> None:
+    for node in graph:
+        x = node.inputs[0] if node.op_type in NARROW and not node.domain else None
+        if x is not None and x.dtype == DT.FLOAT and ctx.take():
+            node.metadata_props[PRODUCTS] = TF32
 
 
 def _wanted(node: ir.Node, target: DT) -> DT | None:

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from venturi.ir.build import const_array, constant, fresh_name, int64s, make_node, static_shape
+from venturi.ir.marks import PRODUCTS
 from venturi.ir.verify import sort_topologically
 from venturi.passes.rewriting import PassContext, commuted, drop_dead, replace_value, single_use, sources
 
@@ -81,6 +82,7 @@ def _merge(graph: ir.Graph, x: ir.Value, branches: list[Branch]) -> None:
     split = make_node("Split", [last, int64s(graph, sizes)], {"axis": -1}, num_outputs=len(branches))
     new.append(split)
     anchor = branches[0].product
+    product.metadata_props.update({k: v for k, v in anchor.metadata_props.items() if k == PRODUCTS})
     for node in new:
         node.metadata_props["source"] = sources(*(n for b in branches for n in (b.product, b.last)))
         graph.insert_before(anchor, node)

@@ -9,11 +9,10 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from venturi.ir.build import rank
+from venturi.ir.marks import LAYOUT, NHWC
 from venturi.ir.region import members
 from venturi.passes.rewriting import PassContext
 
-LAYOUT = "venturi.layout"
-NHWC = "NHWC"
 _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 
 

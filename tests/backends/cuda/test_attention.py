@@ -15,7 +15,7 @@ from venturi.backends.cuda.tactics.attention import TritonAttention
 def attend(q, k, v, mask=None, **attrs):
     net = vt.Network()
     given = {"q": q, "k": k, "v": v} | ({} if mask is None else {"mask": mask})
-    names = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.bool: "bool"}
+    names = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.bool: "bool", torch.float32: "float32"}
     inputs = [net.input(n, tuple(x.shape), names[x.dtype]) for n, x in given.items()]
     net.output("y", net.attention(*inputs, **attrs))
     return run_all(net, TritonAttention(InterpretedDevice()), given)
@@ -25,7 +25,7 @@ def half(*shape, seed=0, dtype=torch.float16, special=False):
     return tensor(*shape, seed=seed, dtype=dtype, special=special)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("causal", [0, 1])
 def test_heads_of_four_dimensions(dtype, causal):
     q = half(2, 3, 37, 32, dtype=dtype)

@@ -20,7 +20,7 @@ def weight(*shape, seed=5):
     return (np.random.default_rng(seed).standard_normal(shape) / np.sqrt(shape[-1])).astype(np.float32)
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32", "tf32"])
 @pytest.mark.parametrize("kernel", [TMA, TMA_SPLIT, POINTERS], ids=lambda k: k.suffix)
 @pytest.mark.parametrize("m,n,k", [(17, 24, 40), (64, 64, 64), (33, 128, 200)])
 def test_products_with_bias_residual_and_activation(kernel, m, n, k, precision):
@@ -31,25 +31,26 @@ def test_products_with_bias_residual_and_activation(kernel, m, n, k, precision):
     assert run_all(net, Gemm(InterpretedDevice(), kernel), inputs, precision) == 1
 
 
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
 @pytest.mark.parametrize("rows", [1, 5])
-def test_few_rows_split_the_sum(rows):
+def test_few_rows_split_the_sum(rows, precision):
     net = vt.Network()
     x = net.input("x", (rows, 2, 1024))
     net.output("y", net.relu(x @ weight(1024, 36)))
     device = InterpretedDevice()
     device.num_sms = 132
     tactic = Gemm(device, POINTERS)
-    assert run_all(net, tactic, {"x": tensor(rows, 2, 1024, special=False)}, "fp16") == 1
-    used = [c["split"] for n in [net] for c in _configs(n, tactic)]
+    assert run_all(net, tactic, {"x": tensor(rows, 2, 1024, special=False)}, precision) == 1
+    used = [c["split"] for n in [net] for c in _configs(n, tactic, precision)]
     assert max(used) > 1
 
 
-def _configs(net, tactic):
+def _configs(net, tactic, precision):
     from tests.passes.harness import optimize
     from venturi.backends.base import RegionView
     from venturi.engine.builder import stored_weights
 
-    model = optimize(net, "fp16")
+    model = optimize(net, precision)
     found = [tactic.match(RegionView(n, stored_weights(model.graph))) for n in model.graph]
     return next(f for f in found if not isinstance(f, str))
 
@@ -71,36 +72,39 @@ CONVS = [
 ]
 
 
+@pytest.mark.parametrize("precision", ["fp16", "fp32", "tf32"])
 @pytest.mark.parametrize("spec", CONVS, ids=lambda s: f"c{s['c']}k{s['k']}r{s['r']}")
-def test_convolutions(spec):
+def test_convolutions(spec, precision):
     spec = dict(spec)
     c, k, r = spec.pop("c"), spec.pop("k"), spec.pop("r")
     net = vt.Network()
     x = net.input("x", (2, c, 11, 9))
     y = net.relu(net.conv(x, weight(k, c, r, r), weight(k, seed=8), **spec))
     net.output("y", net.conv(y, weight(8, k, 1, 1), weight(8, seed=9)))
-    used = run_all(net, ImplicitGemmConv(InterpretedDevice()), {"x": tensor(2, c, 11, 9)}, "fp16")
+    used = run_all(net, ImplicitGemmConv(InterpretedDevice()), {"x": tensor(2, c, 11, 9)}, precision)
     assert used == 2
 
 
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
 @pytest.mark.parametrize("kernel", [TMA, TMA_SPLIT], ids=lambda k: k.suffix)
-def test_pointwise_convolution_with_residual_as_a_product(kernel):
+def test_pointwise_convolution_with_residual_as_a_product(kernel, precision):
     net = vt.Network()
     x, skip = net.input("x", (2, 16, 5, 7)), net.input("skip", (2, 32, 5, 7))
     y = net.relu(net.conv(x, weight(32, 16, 1, 1), weight(32, seed=8)) + skip)
     net.output("y", net.conv(y, weight(8, 32, 1, 1), weight(8, seed=9)))
     inputs = {"x": tensor(2, 16, 5, 7, special=False), "skip": tensor(2, 32, 5, 7, seed=4)}
-    assert run_all(net, PixelProduct(InterpretedDevice(), kernel), inputs, "fp16") == 2
+    assert run_all(net, PixelProduct(InterpretedDevice(), kernel), inputs, precision) == 2
 
 
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_depthwise(stride):
+def test_depthwise(stride, precision):
     net = vt.Network()
     x = net.input("x", (2, 40, 9, 8))
     y = net.conv(x, weight(40, 1, 5, 5), weight(40, seed=8), group=40, pads=[2, 2, 2, 2], strides=[stride, stride])
     net.output("y", net.hard_swish(y))
     device = InterpretedDevice()
-    assert run_all(net, DepthwiseConv(device), {"x": tensor(2, 40, 9, 8)}, "fp16") == 1
+    assert run_all(net, DepthwiseConv(device), {"x": tensor(2, 40, 9, 8)}, precision) == 1
     assert device.launched == ["depthwise"] * 2
 
 
@@ -112,12 +116,13 @@ def test_grouped_convolutions_are_refused():
     assert torch.is_inference_mode_enabled() is False
 
 
-def test_few_rows_without_tensor_cores():
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_few_rows_without_tensor_cores(precision):
     net = vt.Network()
     x, skip = net.input("x", (3, 300)), net.input("skip", (3, 37))
     net.output("y", net.relu(x @ weight(300, 37) + weight(37, seed=6)) + skip)
     inputs = {"x": tensor(3, 300), "skip": tensor(3, 37, seed=3)}
-    assert run_all(net, Gemm(InterpretedDevice(), VECTOR), inputs, "fp16") == 1
+    assert run_all(net, Gemm(InterpretedDevice(), VECTOR), inputs, precision) == 1
 
 
 def squeeze(keepdims=1):

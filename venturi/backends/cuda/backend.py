@@ -10,6 +10,7 @@ import torch
 from venturi.backends.base import Backend, Tactic
 from venturi.backends.cuda.device import KernelDevice
 from venturi.backends.cuda.placement import OnDevice
+from venturi.backends.cuda.rounding import no_rounding
 from venturi.backends.cuda.tactics.aten_conv import AtenCudnnConv
 from venturi.backends.cuda.tactics.attention import TritonAttention
 from venturi.backends.cuda.tactics.back_to_back import BackToBack
@@ -33,13 +34,8 @@ from venturi.backends.sdpa import SdpaAttention
 @contextmanager
 def exact() -> Iterator[None]:
     """No tf32, and no cuDNN: its transforms let a NaN reach more outputs than a convolution's definition does."""
-    matmul, before = torch.backends.cuda.matmul, torch.backends.cuda.matmul.allow_tf32
-    matmul.allow_tf32 = False
-    try:
-        with torch.backends.cudnn.flags(enabled=False):
-            yield
-    finally:
-        matmul.allow_tf32 = before
+    with no_rounding(), torch.backends.cudnn.flags(enabled=False):
+        yield
 
 
 def is_well(place: torch.device) -> bool:

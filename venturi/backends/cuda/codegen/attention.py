@@ -20,12 +20,14 @@ MASK_STRIDES = ["m_image", "m_head", "m_row"]
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """What the machine code depends on. `mask` is None, a floating type (added) or BOOL (True keeps)."""
+    """What the machine code depends on. `mask` is None, a floating type (added) or BOOL (True keeps). `tf32`: operands
+    of fp32 may be rounded to it."""
 
     head: int
     causal: bool
     mask: DT | None
     dtype: DT
+    tf32: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ def attention_source(region: RegionView, s: AttentionShape, c: AttentionConfig, 
     width = max(16, next_power_of_2(s.head))
     inside = "" if width == s.head else f" & (d < {s.head})[None, :]"
     masked = s.mask is not None
-    scores = ["    scores = tl.dot(x, tl.trans(y)) * scale"]
+    how = f', input_precision="{"tf32" if s.tf32 else "tf32x3"}"' if s.dtype == DT.FLOAT else ""
+    scores = [f"    scores = tl.dot(x, tl.trans(y){how}) * scale"]
     if masked:
         where = "bias + rows[:, None] * m_row + keys[None, :]"
         load = f"tl.load({where}, mask=(rows < num_q)[:, None] & (keys < num_k)[None, :], other=0)"
@@ -78,7 +81,7 @@ def attention_source(region: RegionView, s: AttentionShape, c: AttentionConfig, 
         "    shrink = tl.math.exp2(top - base)",
         "    total = total * shrink + tl.sum(power, 1)",
         f"    z = tl.load(v + keys[:, None] * v_row + d[None, :], mask=(keys < num_k)[:, None]{inside}, other=0.0)",
-        f"    acc = tl.dot({rounded('power', s.dtype)}, z, acc * shrink[:, None])",
+        f"    acc = tl.dot({rounded('power', s.dtype)}, z, acc * shrink[:, None]{how})",
         "    top = higher",
         "acc = acc / total[:, None]",
         "o += image.to(tl.int64) * o_image + head * o_head",

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from venturi.backends.base import RegionView
+from venturi.backends.cuda.codegen.dots import first_sums, last_sums, low_rows, step_sums
 from venturi.backends.cuda.codegen.element import Element
 from venturi.backends.cuda.codegen.expressions import rounded
 from venturi.backends.cuda.codegen.gemm import GROUPED_TILE, GemmConfig, finish_lines
-from venturi.backends.cuda.codegen.module import constexprs, filler, module, pointer_type
+from venturi.backends.cuda.codegen.module import constexprs, filler, indent, module, pointer_type
 from venturi.backends.cuda.codegen.tile import TileBody
 from venturi.backends.cuda.kernel import KernelSource
 from venturi.ir.dtypes import DT
@@ -59,8 +60,8 @@ def implicit_source(
             f"    v = v0[:, None] + ((tap % {g.kernel[1]}) * {g.dilations[1]})[None, :]",
             f"    ok = (h >= 0) & (h < H) & (v >= 0) & (v < W) & (m < M)[:, None] & (kk < {depth})[None, :]",
             f"    x = tl.load(image[:, None] + (h * W + v) * {g.channels} + channel[None, :], mask=ok, other={blank})",
-            f"    w = tl.load(row_b + kk[:, None], mask=(n < N)[None, :] & (kk < {depth})[:, None], other=0.0)",
         ]
+        weights = ("kk[:, None]", f"(n < N)[None, :] & (kk < {depth})[:, None]")
     else:
         per_tap = g.channels // c.bk
         locate = [
@@ -71,8 +72,8 @@ def implicit_source(
             "    ok = (h >= 0) & (h < H) & (v >= 0) & (v < W) & (m < M)",
             f"    pixel = image + (h * W + v) * {g.channels}",
             f"    x = tl.load(pixel[:, None] + channel[None, :], mask=ok[:, None], other={blank})",
-            f"    w = tl.load(row_b + (tap * {g.channels} + channel)[:, None], mask=(n < N)[None, :], other=0.0)",
         ]
+        weights = (f"(tap * {g.channels} + channel)[:, None]", "(n < N)[None, :]")
     total = -(-depth // c.bk)
     lines = [
         *before,
@@ -89,10 +90,13 @@ def implicit_source(
         f"row_b = b + n[None, :] * {depth}",
         f"steps = tl.cdiv({total}, SPLIT)",
         "begin = tl.program_id(1) * steps",
-        f"acc = tl.zeros((BM, BN), {element.sums})",
+        *first_sums(element),
         f"for k in range(begin, tl.minimum(begin + steps, {total})):",
         *locate,
-        f"    acc = tl.dot(x, w, acc, out_dtype={element.sums})",
+        f"    w = tl.load(row_b + {weights[0]}, mask={weights[1]}, other=0.0)",
+        *low_rows(element, [f"    low = tl.load(row_b + N * {depth} + {weights[0]}, mask={weights[1]}, other=0.0)"]),
+        *indent(step_sums(element, "x", "w", "low")),
+        *last_sums(element),
         "mask = (m < M)[:, None] & (n < N)[None, :]",
         "at = m.to(tl.int64)[:, None] * N + n[None, :]",
         *finish_lines(tile, element, "n", "n < N", "M * N"),

@@ -1,4 +1,4 @@
-"""What tensor cores multiply: halves summed in fp32, or signed bytes summed in 32-bit integers."""
+"""What tensor cores multiply: halves and fp32 summed in fp32, or signed bytes summed in 32-bit integers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from venturi.ir.dtypes import DT
 
 HALF = (DT.FLOAT16, DT.BFLOAT16)
+FLOATS = (*HALF, DT.FLOAT)
 _ROW_BYTES = 128
 _DEPTH_BYTES = 32
 _WIDEST = {1: 128, 2: 256}
@@ -14,13 +15,22 @@ _WIDEST = {1: 128, 2: 256}
 
 @dataclass(frozen=True)
 class Element:
-    """Of both operands. `sums` is Triton's name of the sums' type, `partial` that of a pointer to them."""
+    """Of both operands. `sums` is Triton's name of the sums' type, `partial` that of a pointer to them.
+
+    Tensor cores round fp32 to tf32, 11 significant bits. Where that is not allowed (`tf32` False) an operand is the sum
+    of two such numbers (`in_parts`), and a product the sum of three.
+    """
 
     dtype: DT
+    tf32: bool = False
 
     @property
     def bytes(self) -> int:
-        return 1 if self.dtype == DT.INT8 else 2
+        return {DT.INT8: 1, DT.FLOAT: 4}.get(self.dtype, 2)
+
+    @property
+    def in_parts(self) -> bool:
+        return self.dtype == DT.FLOAT and not self.tf32
 
     @property
     def sums(self) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from venturi.backends.base import RegionView
+from venturi.backends.cuda.codegen.dots import first_sums, last_sums, low_rows, step_sums
 from venturi.backends.cuda.codegen.element import Element
 from venturi.backends.cuda.codegen.expressions import TRITON_TYPES, rounded
 from venturi.backends.cuda.codegen.module import constexprs, indent, module, pointer_type
@@ -21,6 +22,7 @@ GROUPED_TILE = [
     "pm = first + (tile % (8 * tiles_n)) % height",
     "pn = (tile % (8 * tiles_n)) // height",
 ]
+_TMA_OPERANDS = ("a.load([pm * BM, k * BK])", "b.load([pn * BN, k * BK]).T", "b.load([N + pn * BN, k * BK]).T")
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,10 @@ def tma_source(region: RegionView, tile: TileBody, element: Element, c: GemmConf
         "tiles_n = tl.cdiv(N, BN)",
         "for tile in tl.range(tl.program_id(0), tiles_m * tiles_n, tl.num_programs(0), flatten=True):",
         *indent(GROUPED_TILE),
-        f"    acc = tl.zeros((BM, BN), {element.sums})",
+        *indent(first_sums(element)),
         "    for k in range(tl.cdiv(K, BK)):",
-        f"        acc = tl.dot(a.load([pm * BM, k * BK]), b.load([pn * BN, k * BK]).T, acc, out_dtype={element.sums})",
+        *indent(step_sums(element, *_TMA_OPERANDS), 2),
+        *indent(last_sums(element)),
         "    n = pn * BN + tl.arange(0, BN)",
         *indent(tile.load_columns("n", "n < N")),
         *(f"    t{i} = {r}.load([pm * BM, pn * BN]).to(tl.float32)" for i, r in enumerate(residuals)),
@@ -81,6 +84,11 @@ def pointer_source(
     out_type = tile.output.dtype
     assert out_type is not None
     guard_k = "" if even_k else " & (kk < K)"
+    guard_w = f"mask=(n < N)[None, :]{guard_k.replace('kk', 'kk[:, None]')}, other=0.0"
+    weights = [
+        f"w = tl.load(row_b + kk[:, None], {guard_w})",
+        *low_rows(element, [f"low = tl.load(row_b + N.to(tl.int64) * K + kk[:, None], {guard_w})"]),
+    ]
     lines = [
         "tiles_m = tl.cdiv(M, BM)",
         "tiles_n = tl.cdiv(N, BN)",
@@ -90,14 +98,15 @@ def pointer_source(
         "n = pn * BN + tl.arange(0, BN)",
         "steps = tl.cdiv(tl.cdiv(K, BK), SPLIT)",
         "begin = tl.program_id(1) * steps",
-        f"acc = tl.zeros((BM, BN), {element.sums})",
+        *first_sums(element),
         "row_a = a + m.to(tl.int64)[:, None] * K",
         "row_b = b + n.to(tl.int64)[None, :] * K",
         "for k in range(begin, tl.minimum(begin + steps, tl.cdiv(K, BK))):",
         "    kk = k * BK + tl.arange(0, BK)",
         f"    x = tl.load(row_a + kk[None, :], mask=(m < M)[:, None]{guard_k.replace('kk', 'kk[None, :]')}, other=0.0)",
-        f"    w = tl.load(row_b + kk[:, None], mask=(n < N)[None, :]{guard_k.replace('kk', 'kk[:, None]')}, other=0.0)",
-        f"    acc = tl.dot(x, w, acc, out_dtype={element.sums})",
+        *(f"    {w}" for w in weights),
+        *indent(step_sums(element, "x", "w", "low")),
+        *last_sums(element),
         "mask = (m < M)[:, None] & (n < N)[None, :]",
         "at = m.to(tl.int64)[:, None] * N + n[None, :]",
         *finish_lines(tile, element, "n", "n < N", "M * N"),
@@ -201,9 +210,10 @@ def tma_split_source(region: RegionView, tile: TileBody, element: Element, c: Ge
         "mask = (m < M)[:, None] & (n < N)[None, :]",
         "at = m.to(tl.int64)[:, None] * N + n[None, :]",
         *(f"early{i} = tl.load(tile{i} + at, mask=mask, other=0.0)" for i in range(early)),
-        f"acc = tl.zeros((BM, BN), {element.sums})",
+        *first_sums(element),
         "for k in range(begin, tl.minimum(begin + steps, tl.cdiv(K, BK))):",
-        f"    acc = tl.dot(a.load([pm * BM, k * BK]), b.load([pn * BN, k * BK]).T, acc, out_dtype={element.sums})",
+        *indent(step_sums(element, *_TMA_OPERANDS)),
+        *last_sums(element),
         *finish_lines(tile, element, "n", "n < N", "M * N", early),
     ]
     text = module(region, "gemm_tma_split", [*arguments, *constexprs("BM", "BN", "BK", "SPLIT")], lines, arch)

@@ -86,6 +86,19 @@ def {name}(x, y):
 
 # Functions that few kernels call.
 _SPECIAL = {
+    "_high": """
+@triton.jit
+def _high(x):
+    # The 11 bits that tensor cores read of an fp32 number.
+    return (x.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+
+""",
+    "_low": """
+@triton.jit
+def _low(x, high):
+    return tl.where(tl.abs(x) == float("inf"), 0.0, x - high)
+
+""",
     "_larger_int8": _larger_bytes("_larger_int8", "s", "tl.int8"),
     "_larger_uint8": _larger_bytes("_larger_uint8", "u", "tl.uint8"),
     "_saturated": """

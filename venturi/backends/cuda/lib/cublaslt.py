@@ -16,7 +16,7 @@ from venturi.core.errors import DeviceError, TuningError
 
 T = torch.Tensor
 _TYPES = {torch.float32: 0, torch.float16: 2, torch.bfloat16: 14}
-_COMPUTE_32F, _SCALE_32F = 68, 0
+_COMPUTE_32F, _COMPUTE_TF32, _SCALE_32F = 68, 77, 0
 _TRANSA, _TRANSB, _EPILOGUE, _BIAS_POINTER, _BIAS_TYPE = 3, 4, 7, 8, 26
 EPILOGUES = {
     (False, ""): 1, (False, "relu"): 2, (True, ""): 4, (True, "relu"): 6, (False, "gelu"): 32, (True, "gelu"): 36,
@@ -57,7 +57,8 @@ def library() -> _Library | None:
 
 @dataclass(frozen=True)
 class LtProblem:
-    """`activation` is "", "relu" or "gelu" (tanh form), applied last; `residual` adds a matrix of D's shape."""
+    """`activation` is "", "relu" or "gelu" (tanh form), applied last; `residual` adds a matrix of D's shape. `tf32`:
+    operands of fp32 may be rounded to it."""
 
     m: int
     n: int
@@ -66,6 +67,7 @@ class LtProblem:
     bias: bool
     residual: bool
     activation: str
+    tf32: bool = False
 
 
 class LtProduct:
@@ -78,7 +80,8 @@ class LtProduct:
         self._lt, self.problem, self._bias = found, problem, bias
         kind = _TYPES[problem.dtype]
         self._desc = C.c_void_p()
-        found.call("cublasLtMatmulDescCreate", C.byref(self._desc), _COMPUTE_32F, _SCALE_32F)
+        compute = _COMPUTE_TF32 if kind == _TYPES[torch.float32] and problem.tf32 else _COMPUTE_32F
+        found.call("cublasLtMatmulDescCreate", C.byref(self._desc), compute, _SCALE_32F)
         self._set(_TRANSA, C.c_int32(1))
         self._set(_TRANSB, C.c_int32(0))
         self._set(_EPILOGUE, C.c_int32(EPILOGUES[problem.bias, problem.activation]))

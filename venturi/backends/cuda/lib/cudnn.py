@@ -21,7 +21,7 @@ _X, _W, _Y, _FIRST = 1, 2, 3, 4
 @dataclass(frozen=True)
 class ConvProblem:
     """Shapes are logical NCHW, memory is NHWC. `steps` follow the convolution: (operation, argument) pairs, where
-    "bias" and "add" take the next extra operand and activations a number or None."""
+    "bias" and "add" take the next extra operand and activations a number or None. `tf32`: fp32 may be rounded to it."""
 
     image: tuple[int, ...]
     weight: tuple[int, ...]
@@ -31,6 +31,7 @@ class ConvProblem:
     dilations: tuple[int, int]
     dtype: torch.dtype
     steps: tuple[tuple[str, float | None], ...]
+    tf32: bool = False
 
 
 class ConvPlan:
@@ -65,6 +66,7 @@ def nhwc_strides(shape: Sequence[int]) -> list[int]:
 def _graph(p: ConvProblem) -> Any:
     cudnn = frontend()
     kinds = {torch.float16: cudnn.data_type.HALF, torch.bfloat16: cudnn.data_type.BFLOAT16}
+    kinds[torch.float32] = cudnn.data_type.FLOAT
     kind, wide = kinds[p.dtype], cudnn.data_type.FLOAT
     graph = cudnn.pygraph(io_data_type=kind, intermediate_data_type=wide, compute_data_type=wide, handle=handle())
 
@@ -91,5 +93,8 @@ def _graph(p: ConvProblem) -> Any:
     graph.validate()
     graph.build_operation_graph()
     graph.create_execution_plans([cudnn.heur_mode.A, cudnn.heur_mode.B, cudnn.heur_mode.FALLBACK])
+    if p.dtype == torch.float32 and not p.tf32:
+        rounding = (cudnn.numerical_note.TENSOR_CORE, cudnn.numerical_note.DOWN_CONVERT_INPUTS)
+        graph.deselect_numeric_notes(list(rounding))
     graph.check_support()
     return graph

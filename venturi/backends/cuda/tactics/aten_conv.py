@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from venturi.backends.base import Config, Kernel, RegionView
-from venturi.backends.cuda.codegen.element import HALF
+from venturi.backends.cuda.codegen.element import FLOATS
+from venturi.backends.cuda.rounding import products_of_fp32
 from venturi.backends.cuda.tactics.conv import NHWC, matched_convolution, nhwc, read_convolution
 from venturi.backends.cuda.tactics.reference import DeviceReference
 
@@ -21,11 +22,11 @@ class AtenCudnnConv:
     name = "aten-cudnn"
 
     def match(self, region: RegionView) -> list[Config] | str:
-        conv = read_convolution(region)
+        conv = read_convolution(region, FLOATS)
         if isinstance(conv, str):
             return conv
-        if conv.dtype not in HALF:
-            return "not half precision"
+        if conv.dtype not in FLOATS:
+            return "not floating point"
         ops = [n.op_type for n in region.nodes[1:]]
         if ops not in ([], ["Relu"], ["Add", "Relu"]) or (ops[:1] == ["Add"] and not conv.tile.tiles):
             return f"torch has no fused call for {'+'.join(ops)}"
@@ -43,17 +44,18 @@ class AtenCudnnConv:
         bias = conv.tile.column_tensors(region)[0] if own else None
         place = (list(g.strides), list(g.pads[:2]), list(g.dilations), g.groups)
         residual = region.position(conv.tile.tiles[0]) if "Add" in ops else None
-        fallback = DeviceReference().bind(region, {}).run
+        fallback, tf32 = DeviceReference().bind(region, {}).run, conv.tf32
 
         def run(*args: Any) -> Any:
             x: T = args[conv.first]
             if not x.numel():
                 return fallback(*args)
             x = nhwc(x)
-            if residual is not None:
-                return torch.cudnn_convolution_add_relu(x, weight, nhwc(args[residual]), 1.0, bias, *place)
-            if ops:
-                return torch.cudnn_convolution_relu(x, weight, bias, *place)
-            return F.conv2d(x, weight, bias, *place)
+            with products_of_fp32(tf32=tf32):
+                if residual is not None:
+                    return torch.cudnn_convolution_add_relu(x, weight, nhwc(args[residual]), 1.0, bias, *place)
+                if ops:
+                    return torch.cudnn_convolution_relu(x, weight, bias, *place)
+                return F.conv2d(x, weight, bias, *place)
 
         return Kernel(run)

@@ -10,7 +10,7 @@ import torch
 
 from venturi.backends.base import Arguments, Config, Kernel, RegionView
 from venturi.backends.cuda.codegen.attention import AttentionConfig, AttentionShape, attention_source
-from venturi.backends.cuda.codegen.element import HALF
+from venturi.backends.cuda.codegen.element import FLOATS
 from venturi.backends.cuda.device import KernelDevice
 from venturi.backends.cuda.kernel import KernelSource
 from venturi.backends.cuda.tactics.reference import DeviceReference
@@ -30,7 +30,7 @@ MAX_HEAD = 256
 
 
 class TritonAttention:
-    """Half precision, heads up to 256 wide, MHA/GQA/MQA, causal or with a mask that broadcasts."""
+    """Heads up to 256 wide, of fp32 up to 128, MHA/GQA/MQA, causal or with a mask that broadcasts."""
 
     name = "triton-attention"
 
@@ -41,7 +41,8 @@ class TritonAttention:
         shape = self._shape(region)
         if isinstance(shape, str):
             return shape
-        found = [AttentionConfig(*c) for c in _CONFIGS if shape.head <= 128 or c[0] * c[1] <= 64 * 64]
+        wide = 2 * shape.head if shape.dtype == DT.FLOAT else shape.head
+        found = [AttentionConfig(*c) for c in _CONFIGS if wide <= 128 or c[0] * c[1] <= 64 * 64]
         return [asdict(c) for c in found]
 
     def _shape(self, region: RegionView) -> AttentionShape | str:
@@ -50,21 +51,23 @@ class TritonAttention:
             return reason
         node, attrs = region.node, region.attrs(region.node)
         q, k, v = node.inputs[:3]
-        if q is None or k is None or v is None or q.dtype not in HALF:
-            return "not half precision"
+        if q is None or k is None or v is None or q.dtype not in FLOATS:
+            return "not floating point"
         last = dim(q, -1)
         heads = attrs.get("q_num_heads") if rank(q) == 3 else 1
         if last is None or not heads or rank(q) not in (3, 4) or dim(v, -1) is None or dim(k, -1) is None:
             return "the width of a head is not fixed"
         kv = attrs.get("kv_num_heads") if rank(q) == 3 else 1
         head = last // heads
-        if not kv or (dim(v, -1) or 0) // kv != head or head % 16 or head > MAX_HEAD:
-            return f"heads of {head} (a multiple of 16 up to {MAX_HEAD}, the same for values)"
+        limit = MAX_HEAD // 2 if q.dtype == DT.FLOAT else MAX_HEAD
+        if not kv or (dim(v, -1) or 0) // kv != head or head % 16 or head > limit:
+            return f"heads of {head} (a multiple of 16 up to {limit}, the same for values)"
         mask = node.inputs[3] if len(node.inputs) > 3 else None
         if mask is not None and mask.dtype not in (DT.BOOL, q.dtype):
             return f"mask of type {mask.dtype}"
         assert q.dtype is not None
-        return AttentionShape(head, bool(attrs.get("is_causal", 0)), None if mask is None else mask.dtype, q.dtype)
+        kind = None if mask is None else mask.dtype
+        return AttentionShape(head, bool(attrs.get("is_causal", 0)), kind, q.dtype, region.tf32)
 
     def sources(self, region: RegionView, config: Config) -> list[KernelSource]:
         shape = self._shape(region)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from venturi.backends.cuda.codegen.element import Element
 from venturi.backends.cuda.codegen.gemm import GemmConfig
 
 # (BM, BN, BK of halves, stages, warps): what compiles without spilling and has paid on Hopper or Ampere.
@@ -20,18 +21,22 @@ LIGHT = frozenset({(128, 128, 32, 4, 8), (128, 128, 64, 2, 8), (128, 64, 64, 2, 
 SPLITS = (1, 2, 3, 4, 6, 8)
 # Nanoseconds: what a tile costs before its first and after its last product; a K step's latency that nothing hides.
 _TILE_NS, _STEP_NS, _REDUCE_NS = 900.0, 60.0, 1500.0
+# With two sums for every output and two tiles of weights a step: outputs a warp, bytes of a program.
+_PARTS_TILE, _SHARED = 2048, 220 * 1024
 _FLOPS_PER_NS, _BYTES_PER_NS = 6000.0, 60.0
 
 
 def product_candidates(
-    rows: int | None, columns: int, depth: int, num_sms: int, limit: int, *, splits: bool, bytes: int = 2
+    rows: int | None, columns: int, depth: int, num_sms: int, limit: int, *, splits: bool, element: Element
 ) -> list[GemmConfig]:
-    """About `limit` configurations for [rows, depth] x [depth, columns] of `bytes` an element; `rows` None stands for
-    many."""
+    """About `limit` configurations for [rows, depth] x [depth, columns]; `rows` None stands for many."""
+    bytes = element.bytes
     depth = -(-depth * bytes // 2)
     m = rows if rows else 4096
     scored = []
     for bm, bn, bk, stages, warps in TILES:
+        if element.in_parts and (bm * bn > _PARTS_TILE * warps or (bm + 2 * bn) * bk * 2 * stages > _SHARED):
+            continue
         if bm > max(64, _up(m)) or bn > max(16, _up(columns)) or bk > max(32, _up(depth)):
             continue
         tiles = -(-m // bm) * -(-columns // bn)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,7 +12,8 @@ import torch.nn.functional as F
 
 from venturi.backends.base import Config, Kernel, RegionView
 from venturi.backends.cuda.codegen.conv import ConvGeometry, depthwise_source, implicit_source
-from venturi.backends.cuda.codegen.element import HALF, Element
+from venturi.backends.cuda.codegen.dots import stored
+from venturi.backends.cuda.codegen.element import FLOATS, HALF, Element
 from venturi.backends.cuda.codegen.gemm import GemmConfig
 from venturi.backends.cuda.codegen.pack import PIXELS, WIDTH, pack_source
 from venturi.backends.cuda.codegen.tile import TileBody, read_tile
@@ -56,10 +57,11 @@ class Convolution:
     first: int
     given_channels: int
     fill: int = 0
+    tf32: bool = False
 
     @property
     def element(self) -> Element:
-        return Element(self.dtype)
+        return Element(self.dtype, self.tf32)
 
     @property
     def rows(self) -> int | None:
@@ -84,8 +86,8 @@ class Convolution:
         return stored.permute(0, 2, 3, 1).reshape(stored.shape[0], -1).contiguous()
 
 
-def read_convolution(region: RegionView) -> Convolution | str:
-    """Of halves, or of signed bytes in a quantized Region; or why it is none."""
+def read_convolution(region: RegionView, kinds: Sequence[DT] = HALF) -> Convolution | str:
+    """Of these types, or of signed bytes in a quantized Region; or why it is none."""
     real = RealView(region) if region.kind == "quantized" else None
     view = real or region
     node = view.anchor
@@ -100,7 +102,7 @@ def read_convolution(region: RegionView) -> Convolution | str:
     ends = None if real is None else read_ends(real, 0)
     if isinstance(ends, str):
         return ends
-    if ends is None and (weight.dtype not in HALF or x.dtype != weight.dtype):
+    if ends is None and (weight.dtype not in kinds or x.dtype != weight.dtype):
         return "not half precision"
     attrs = region.attrs(node)
     if attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
@@ -124,7 +126,7 @@ def read_convolution(region: RegionView) -> Convolution | str:
     given, size = (None if d is None else tuple(d) for d in (static_shape(x), static_shape(node.outputs[0])))
     stored, dtype, fill = (weight, weight.dtype, 0) if ends is None else (ends.weight, DT.INT8, ends.image.zero)
     assert dtype is not None
-    return Convolution(geometry, stored, dtype, tile, given, size, view.position(x) or 0, channels, fill)
+    return Convolution(geometry, stored, dtype, tile, given, size, view.position(x) or 0, channels, fill, region.tf32)
 
 
 def read_both(parts: tuple[RegionView, RegionView]) -> tuple[Convolution, Convolution] | str:
@@ -138,7 +140,7 @@ def read_both(parts: tuple[RegionView, RegionView]) -> tuple[Convolution, Convol
 
 def matched_convolution(region: RegionView) -> Convolution:
     """Of a Region that a convolution's tactic has accepted."""
-    conv = read_convolution(region)
+    conv = read_convolution(region, FLOATS)
     assert isinstance(conv, Convolution)
     return conv
 
@@ -201,7 +203,7 @@ class ImplicitGemmConv:
         self._device = device
 
     def match(self, region: RegionView) -> list[Config] | str:
-        conv = read_convolution(region)
+        conv = read_convolution(region, FLOATS)
         if isinstance(conv, str):
             return conv
         g = conv.geometry
@@ -209,7 +211,7 @@ class ImplicitGemmConv:
             return f"{g.groups} groups"
         depth = g.kernel[0] * g.kernel[1] * g.channels
         found = product_candidates(
-            conv.rows, g.outputs, depth, self._device.num_sms, MAX_CANDIDATES, splits=True, bytes=conv.element.bytes
+            conv.rows, g.outputs, depth, self._device.num_sms, MAX_CANDIDATES, splits=True, element=conv.element
         )
         return [asdict(c) for c in found]
 
@@ -222,7 +224,8 @@ class ImplicitGemmConv:
     def bind(self, region: RegionView, config: Config) -> Kernel:
         conv = matched_convolution(region)
         g, c, frame = conv.geometry, GemmConfig(**config), ConvFrame(region, conv, self._device)
-        kernel, weight = self._device.kernel(self.sources(region, config)[0]), conv.packed(region)
+        kernel = self._device.kernel(self.sources(region, config)[0])
+        weight = stored(conv.packed(region), conv.element)
 
         def launch(x: T, out: T, tiles: list[T], sizes: list[int]) -> None:
             rows = sizes[0] * sizes[3] * sizes[4]
@@ -242,7 +245,7 @@ class PixelProduct:
         self._device, self._kernel = device, kernel
 
     def match(self, region: RegionView) -> list[Config] | str:
-        conv = read_convolution(region)
+        conv = read_convolution(region, self._kernel.kinds)
         if isinstance(conv, str):
             return conv
         if not conv.geometry.is_product:
@@ -251,7 +254,7 @@ class PixelProduct:
 
     @staticmethod
     def _product(conv: Convolution) -> Product:
-        return Product(conv.rows, conv.geometry.outputs, conv.geometry.channels, conv.dtype, conv.tile)
+        return Product(conv.rows, conv.geometry.outputs, conv.geometry.channels, conv.dtype, conv.tile, conv.tf32)
 
     def sources(self, region: RegionView, config: Config) -> list[KernelSource]:
         conv = matched_convolution(region)
@@ -295,14 +298,14 @@ class DepthwiseConv:
         self._device = device
 
     def match(self, region: RegionView) -> list[Config] | str:
-        conv = read_convolution(region)
+        conv = read_convolution(region, FLOATS)
         if isinstance(conv, str):
             return conv
         g = conv.geometry
         if not g.groups == g.channels == g.outputs:
             return "not one filter a channel"
-        if conv.dtype not in HALF:
-            return "not half precision"
+        if conv.dtype not in FLOATS:
+            return "not floating point"
         options = ((8, 64, 4), (16, 64, 4), (32, 32, 4), (4, 128, 4), (32, 64, 8), (16, 32, 2), (4, 64, 2), (64, 32, 4))
         return [{"pixels": p, "width": w, "warps": n} for p, w, n in options]
 

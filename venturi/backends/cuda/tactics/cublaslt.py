@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from venturi.backends.base import Config, Kernel, RegionView
-from venturi.backends.cuda.codegen.element import HALF
+from venturi.backends.cuda.codegen.element import FLOATS
 from venturi.backends.cuda.lib.cublaslt import LtProblem, LtProduct, frozen, library
 from venturi.backends.cuda.tactics.gemm import Linear, aligned, read_linear
 from venturi.backends.cuda.tactics.products import Product
@@ -26,7 +26,7 @@ class CublasLtGemm:
     name = "cublaslt"
 
     def match(self, region: RegionView) -> list[Config] | str:
-        made = read_linear(region)
+        made = read_linear(region, FLOATS)
         if isinstance(made, str):
             return made
         problem = read_problem(region, made.product)
@@ -38,7 +38,7 @@ class CublasLtGemm:
         return [{"algorithm": a, "workspace": w} for a, w in found] or "cuBLASLt has no algorithm"
 
     def bind(self, region: RegionView, config: Config) -> Kernel:
-        made = read_linear(region)
+        made = read_linear(region, FLOATS)
         assert isinstance(made, Linear)
         tile, problem = made.product.tile, read_problem(region, made.product)
         assert isinstance(problem, LtProblem)
@@ -72,10 +72,11 @@ def read_problem(region: RegionView, made: Product) -> LtProblem | str:
     """The product in cuBLASLt's terms: bias, then residual, then activation, in this order; or what does not fit."""
     if made.rows is None or made.rows == 0:
         return "cuBLASLt algorithms need a fixed number of rows"
-    if made.dtype not in HALF:
-        return "not half precision"
-    if made.n % 8 or made.k % 8:
-        return f"N={made.n} and K={made.k} must be multiples of 8"
+    aligned_to = made.element.aligned
+    if made.dtype not in FLOATS:
+        return "not floating point"
+    if made.n % aligned_to or made.k % aligned_to:
+        return f"N={made.n} and K={made.k} must be multiples of {aligned_to}"
     if len(made.tile.columns) > 1 or len(made.tile.tiles) > 1 or made.tile.output.dtype != made.dtype:
         return "more than one bias or residual, or another output type"
     bias, residual, activation = bool(made.tile.columns), False, ""
@@ -92,7 +93,7 @@ def read_problem(region: RegionView, made: Product) -> LtProblem | str:
             return f"no epilogue for {node.op_type}"
     if len(region.nodes) - 1 != int(bias and not _own_bias(region)) + int(residual) + bool(activation):
         return "an Add of a single number"
-    return LtProblem(made.rows, made.n, made.k, STORAGE[made.dtype], bias, residual, activation)
+    return LtProblem(made.rows, made.n, made.k, STORAGE[made.dtype], bias, residual, activation, made.element.tf32)
 
 
 def _own_bias(region: RegionView) -> bool:

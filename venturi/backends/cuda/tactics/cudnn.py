@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from venturi.backends.base import Config, Kernel, RegionView
-from venturi.backends.cuda.codegen.element import HALF
+from venturi.backends.cuda.codegen.element import FLOATS
 from venturi.backends.cuda.device import KernelDevice
 from venturi.backends.cuda.kernel import KernelSource
 from venturi.backends.cuda.lib.cudnn import ConvPlan, ConvProblem
@@ -45,7 +45,7 @@ class CudnnConv:
         return problem if isinstance(problem, str) else [{"plan": i} for i in range(MAX_PLANS)]
 
     def _problem(self, region: RegionView) -> ConvProblem | str:
-        conv = read_convolution(region)
+        conv = read_convolution(region, FLOATS)
         if isinstance(conv, str):
             return conv
         g, node = conv.geometry, region.anchor
@@ -54,17 +54,19 @@ class CudnnConv:
             return "cuDNN plans need fixed shapes"
         if g.pads[:2] != g.pads[2:]:
             return "pads differ from side to side"
-        if g.channels % 8 or g.outputs % 8 or g.channels // g.groups % 8:
-            return f"{g.channels} to {g.outputs} channels in {g.groups} groups: multiples of 8 are needed"
-        if conv.dtype not in HALF or conv.tile.output.dtype != conv.dtype:
-            return "not half precision, or another output type"
+        unit = conv.element.aligned
+        if g.channels % unit or g.outputs % unit or g.channels // g.groups % unit:
+            return f"{g.channels} to {g.outputs} channels in {g.groups} groups: multiples of {unit} are needed"
+        if conv.dtype not in FLOATS or conv.tile.output.dtype != conv.dtype:
+            return "not floating point, or another output type"
         steps = self._steps(region, conv)
         if isinstance(steps, str):
             return steps
         image[1], weight[1] = g.channels, g.channels // g.groups
         return ConvProblem(
-            tuple(image), tuple(weight), tuple(output), g.pads[:2], g.strides, g.dilations, STORAGE[conv.dtype], steps
-        )
+            tuple(image), tuple(weight), tuple(output), g.pads[:2], g.strides, g.dilations, STORAGE[conv.dtype], steps,
+            conv.tf32,
+        )  # fmt: skip
 
     @staticmethod
     def _steps(region: RegionView, conv: Convolution) -> tuple[tuple[str, float | None], ...] | str:

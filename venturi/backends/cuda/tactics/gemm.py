@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ import onnx_ir as ir
 import torch
 
 from venturi.backends.base import Config, Kernel, RegionView
-from venturi.backends.cuda.codegen.element import HALF
+from venturi.backends.cuda.codegen.element import FLOATS, HALF
 from venturi.backends.cuda.codegen.tile import read_tile
 from venturi.backends.cuda.device import KernelDevice
 from venturi.backends.cuda.kernel import KernelSource
@@ -39,9 +40,9 @@ class Linear:
         return (stored.T if self.transposed else stored).contiguous()
 
 
-def read_linear(region: RegionView) -> Linear | str:
-    """MatMul or Gemm by a constant matrix, first operand computed, of halves or of signed bytes in a quantized Region;
-    or why it is none."""
+def read_linear(region: RegionView, kinds: Sequence[DT] = HALF) -> Linear | str:
+    """MatMul or Gemm by a constant matrix, first operand computed, of `kinds` or of signed bytes in a quantized
+    Region; or why it is none."""
     real = RealView(region) if region.kind == "quantized" else None
     view = real or region
     node = view.anchor
@@ -62,7 +63,7 @@ def read_linear(region: RegionView) -> Linear | str:
     ends = None if real is None else read_ends(real, int(transposed))
     if isinstance(ends, str):
         return ends
-    if ends is None and (weight.dtype not in HALF or x.dtype != weight.dtype):
+    if ends is None and (weight.dtype not in kinds or x.dtype != weight.dtype):
         return "not half precision"
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if bias is not None and not (
@@ -76,7 +77,7 @@ def read_linear(region: RegionView) -> Linear | str:
     rows = None if lead is None else int(torch.Size(lead[:-1]).numel())
     stored, dtype = (weight, weight.dtype) if ends is None else (ends.weight, DT.INT8)
     assert dtype is not None
-    return Linear(Product(rows, n, k, dtype, tile), stored, transposed, view.position(x) or 0)
+    return Linear(Product(rows, n, k, dtype, tile, region.tf32), stored, transposed, view.position(x) or 0)
 
 
 def _size(value: ir.Value) -> int:
@@ -97,16 +98,16 @@ class Gemm:
         self._device, self._kernel = device, kernel
 
     def match(self, region: RegionView) -> list[Config] | str:
-        made = read_linear(region)
+        made = read_linear(region, self._kernel.kinds)
         return made if isinstance(made, str) else self._kernel.configs(made.product, self._device)
 
     def sources(self, region: RegionView, config: Config) -> list[KernelSource]:
-        made = read_linear(region)
+        made = read_linear(region, FLOATS)
         assert isinstance(made, Linear)
         return [self._kernel.source(region, made.product, config, self._device.arch)]
 
     def bind(self, region: RegionView, config: Config) -> Kernel:
-        made = read_linear(region)
+        made = read_linear(region, FLOATS)
         assert isinstance(made, Linear)
         n, k, device = made.product.n, made.product.k, self._device
         kernel = device.kernel(self.sources(region, config)[0])

@@ -60,6 +60,7 @@ class PingpongProduct:
     """More tiles than multiprocessors: with fewer there is nothing to take turns with."""
 
     suffix = "-pingpong"
+    kinds: tuple[DT, ...] = (*HALF, DT.INT8)
 
     def configs(self, p: Product, device: KernelDevice) -> list[Config] | str:
         if device.arch != ARCH:

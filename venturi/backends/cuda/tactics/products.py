@@ -9,7 +9,8 @@ from typing import Any, Protocol
 import torch
 
 from venturi.backends.base import Config, RegionView
-from venturi.backends.cuda.codegen.element import Element
+from venturi.backends.cuda.codegen.dots import stored
+from venturi.backends.cuda.codegen.element import FLOATS, HALF, Element
 from venturi.backends.cuda.codegen.gemm import (
     GemmConfig,
     pointer_source,
@@ -29,6 +30,7 @@ T = torch.Tensor
 MAX_CANDIDATES = 12
 TMA_ARCH = 90
 VECTOR_ROWS = 64
+_ALL = (*FLOATS, DT.INT8)
 VECTOR_CONFIGS = (
     (4, 512, 4), (8, 256, 4), (2, 1024, 4), (4, 256, 2), (1, 1024, 2), (16, 128, 4), (16, 64, 2), (8, 64, 1),
 )  # fmt: skip
@@ -43,14 +45,15 @@ class Product:
     k: int
     dtype: DT
     tile: TileBody
+    tf32: bool = False
 
     @property
     def element(self) -> Element:
-        return Element(self.dtype)
+        return Element(self.dtype, self.tf32)
 
     def candidates(self, num_sms: int, *, splits: bool) -> list[GemmConfig]:
         return product_candidates(
-            self.rows, self.n, self.k, num_sms, MAX_CANDIDATES, splits=splits, bytes=self.element.bytes
+            self.rows, self.n, self.k, num_sms, MAX_CANDIDATES, splits=splits, element=self.element
         )
 
 
@@ -66,13 +69,14 @@ class Operands:
 
     @property
     def sizes(self) -> list[int]:
-        return [self.x.shape[0], self.weight.shape[0], self.weight.shape[1]]
+        return [self.x.shape[0], self.out.shape[1], self.x.shape[1]]
 
 
 class ProductKernel(Protocol):
-    """One way to compute a Product. `suffix` names it among the others."""
+    """One way to compute a Product. `suffix` names it among the others; `kinds` are the operands it takes."""
 
     suffix: str
+    kinds: tuple[DT, ...] = (*HALF, DT.INT8)
 
     def configs(self, p: Product, device: KernelDevice) -> list[Config] | str: ...
 
@@ -115,6 +119,7 @@ class TmaProduct(ProductKernel):
     """Persistent, fed by the tensor memory accelerator; Hopper and newer, rows of multiples of 16 bytes."""
 
     suffix = "-tma"
+    kinds = _ALL
 
     def configs(self, p: Product, device: KernelDevice) -> list[Config] | str:
         obstacle = _tma_obstacle(p, device)
@@ -131,6 +136,9 @@ class TmaProduct(ProductKernel):
     def source(self, region: RegionView, p: Product, config: Config, arch: int) -> KernelSource:
         return tma_source(region, p.tile, p.element, GemmConfig(**config), arch)
 
+    def weights(self, weight: T, p: Product, config: Config) -> T:
+        return stored(weight, p.element)
+
     def launch(self, kernel: Launchable, config: Config, device: KernelDevice, o: Operands) -> None:
         c, (rows, n, _) = GemmConfig(**config), o.sizes
         grid = (min(num_tiles(rows, n, c), device.num_sms * c.waves),)
@@ -141,6 +149,7 @@ class TmaSplitProduct(ProductKernel):
     """TMA operands, one tile a program: residuals load while the sums run, K is shared when tiles are few."""
 
     suffix = "-tma-split"
+    kinds = _ALL
 
     def configs(self, p: Product, device: KernelDevice) -> list[Config] | str:
         obstacle = _tma_obstacle(p, device) or ("" if p.rows else "the number of rows is not fixed")
@@ -152,6 +161,9 @@ class TmaSplitProduct(ProductKernel):
     def source(self, region: RegionView, p: Product, config: Config, arch: int) -> KernelSource:
         return tma_split_source(region, p.tile, p.element, GemmConfig(**config), arch)
 
+    def weights(self, weight: T, p: Product, config: Config) -> T:
+        return stored(weight, p.element)
+
     def launch(self, kernel: Launchable, config: Config, device: KernelDevice, o: Operands) -> None:
         _launch_split(kernel, GemmConfig(**config), o)
 
@@ -160,6 +172,7 @@ class PointerProduct(ProductKernel):
     """Any size, by masked loads; splits K among programs when there are too few tiles."""
 
     suffix = ""
+    kinds = _ALL
 
     def configs(self, p: Product, device: KernelDevice) -> list[Config] | str:
         found = p.candidates(device.num_sms, splits=True)
@@ -168,6 +181,9 @@ class PointerProduct(ProductKernel):
     def source(self, region: RegionView, p: Product, config: Config, arch: int) -> KernelSource:
         c, wide = GemmConfig(**config), p.n % 16 == 0 and p.k % 16 == 0
         return pointer_source(region, p.tile, p.element, c, arch, p.k % c.bk == 0, wide)
+
+    def weights(self, weight: T, p: Product, config: Config) -> T:
+        return stored(weight, p.element)
 
     def launch(self, kernel: Launchable, config: Config, device: KernelDevice, o: Operands) -> None:
         _launch_split(kernel, GemmConfig(**config), o)
@@ -184,6 +200,7 @@ class VectorProduct(ProductKernel):
     """Few rows: reads the weights once a row at memory speed, without tensor cores."""
 
     suffix = "-vector"
+    kinds = _ALL
 
     def configs(self, p: Product, device: KernelDevice) -> list[Config] | str:
         if p.rows is None or p.rows > VECTOR_ROWS:

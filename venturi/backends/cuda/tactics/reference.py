@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import onnx_ir as ir
 import torch
 
 from venturi.backends.base import Arguments, Config, Kernel, RegionView
 from venturi.backends.cuda.device import DeviceWeights
 from venturi.backends.cuda.placement import Mover
+from venturi.backends.cuda.rounding import products_of_fp32
 from venturi.backends.reference.program import Program, node_function
 from venturi.core.log import logger
 from venturi.ir.build import subgraphs
 from venturi.ir.region import body_of, is_region
-from venturi.ops.table import SHAPED_BY_VALUES
+from venturi.ops.table import CONTRACT, CONTROL, SHAPED_BY_VALUES, find_op
 
 T = torch.Tensor
+_RECURRENT = ("LSTM", "GRU", "RNN")
 _SHAPED_BY_FIRST = ("Range", "ConstantOfShape")
 _HOST_OPERANDS = SHAPED_BY_VALUES | {"CumSum", "CumProd", "Trilu"}
 
@@ -33,13 +36,30 @@ class DeviceReference:
         return [{}]
 
     def bind(self, region: RegionView, config: Config) -> Kernel:
+        run, tf32 = self._run(region), region.tf32
+        if not any(_has_products(n) for n in region.nodes):
+            return Kernel(run)
+
+        def with_products(*args: Any) -> Any:
+            with products_of_fp32(tf32=tf32):
+                return run(*args)
+
+        return Kernel(with_products)
+
+    @staticmethod
+    def _run(region: RegionView) -> Callable[..., Any]:
         device = weights_device(region.weights)
         if is_region(region.node):
             program, fill = Program(body_of(region.node), region.weights, device=str(device)), Arguments(region)
             if len(region.outputs) == 1:
-                return Kernel(lambda *args: program.run(fill(args))[0])
-            return Kernel(lambda *args: tuple(program.run(fill(args))))
-        return Kernel(_Placed(region, device))
+                return lambda *args: program.run(fill(args))[0]
+            return lambda *args: tuple(program.run(fill(args)))
+        return _Placed(region, device)
+
+
+def _has_products(node: ir.Node) -> bool:
+    op = find_op(node.domain, node.op_type)
+    return op is None or bool(op.traits & {CONTRACT, CONTROL}) or node.op_type in _RECURRENT
 
 
 def weights_device(weights: Mapping[str, Any]) -> torch.device:

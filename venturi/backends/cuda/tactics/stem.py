@@ -73,7 +73,7 @@ class StemConv:
         depth = stem.taps[0] * stem.row
         sms = self._device.num_sms
         wanted = product_candidates(
-            conv.rows, stem.source.outputs, depth, sms, 4 * MAX_CANDIDATES, splits=True, bytes=conv.element.bytes
+            conv.rows, stem.source.outputs, depth, sms, 4 * MAX_CANDIDATES, splits=True, element=conv.element
         )
         fits = [c for c in wanted if stem.row % c.bk == 0]
         if not fits:
