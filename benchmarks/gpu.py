@@ -18,7 +18,7 @@ import torch
 import venturi as vt
 from benchmarks.gpu_models import example, make
 
-FLOPS = {"fp16": 790e12, "fp32": 60e12, "tf32": 400e12}  # on random data, as measured on this kind of GPU
+FLOPS = {"fp16": 790e12, "fp32": 51e12, "tf32": 410e12}  # on random data, as measured on this kind of GPU
 ROWS = [
     ("resnet50", (1, 8, 32, 128)), ("bert_base", (1, 8, 32)), ("vit_b16", (1, 8, 32)),
     ("efficientnet_b0", (1, 32)), ("mobilenet_v3_large", (1, 32)),

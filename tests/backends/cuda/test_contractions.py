@@ -8,7 +8,9 @@ import torch
 
 import venturi as vt
 from tests.backends.cuda.interpreted import InterpretedDevice
-from tests.backends.cuda.test_clusters import run_all, tensor
+from tests.backends.cuda.test_clusters import run_all, tensor, walk
+from tests.passes.harness import optimize
+from venturi.backends.base import disagreement, region_ulps
 from venturi.backends.cuda.tactics.conv import DepthwiseConv, ImplicitGemmConv, PixelProduct
 from venturi.backends.cuda.tactics.gemm import Gemm
 from venturi.backends.cuda.tactics.pool import ImageMean, WindowPool
@@ -46,13 +48,23 @@ def test_few_rows_split_the_sum(rows, precision):
 
 
 def _configs(net, tactic, precision):
-    from tests.passes.harness import optimize
     from venturi.backends.base import RegionView
     from venturi.engine.builder import stored_weights
 
     model = optimize(net, precision)
     found = [tactic.match(RegionView(n, stored_weights(model.graph))) for n in model.graph]
     return next(f for f in found if not isinstance(f, str))
+
+
+@pytest.mark.parametrize("kernel", [TMA, POINTERS], ids=lambda k: k.suffix)
+def test_long_sums_of_fp32_may_be_rounded_at_every_step(kernel):
+    net = vt.Network()
+    net.output("y", net.input("x", (17, 2048)) @ weight(2048, 16))
+    inputs = {"x": tensor(17, 2048)}
+    ((region, args, want),) = walk(optimize(net), inputs)
+    tactic = Gemm(InterpretedDevice(), kernel)
+    (config, *_) = [c for c in tactic.match(region) if c["rounded"]]
+    assert disagreement(tactic.bind(region, config).run(*args), want, region_ulps(region)) is None
 
 
 def test_odd_sizes_are_refused_by_tma_only():
@@ -176,11 +188,12 @@ def test_window_pooling(op, attrs):
         (4, 2, 2, [0, 1, 1, 0], (9, 9)),
     ],
 )
-def test_strided_stems_by_space_to_depth(c, r, stride, pads, size):
+@pytest.mark.parametrize("precision", ["fp16", "fp32", "tf32"])
+def test_strided_stems_by_space_to_depth(c, r, stride, pads, size, precision):
     net = vt.Network()
     x = net.input("x", (2, c, *size))
     y = net.conv(x, weight(24, c, r, r), weight(24, seed=8), strides=[stride, stride], pads=pads)
     net.output("y", net.relu(y))
     device = InterpretedDevice()
-    assert run_all(net, StemConv(device), {"x": tensor(2, c, *size)}, "fp16") == 1
+    assert run_all(net, StemConv(device), {"x": tensor(2, c, *size)}, precision) == 1
     assert device.launched[:2] == ["blocks", "stem"]

@@ -28,6 +28,7 @@ from venturi.backends.cuda.tactics.products import POINTERS, TMA, TMA_SPLIT, VEC
 from venturi.backends.cuda.tactics.reference import DeviceReference
 from venturi.backends.cuda.tactics.stem import StemConv, StemPingpong
 from venturi.backends.cuda.tactics.stem_strips import StemStrips
+from venturi.backends.cuda.tactics.transposed import TransposedConv
 from venturi.backends.sdpa import SdpaAttention
 
 
@@ -64,6 +65,7 @@ def cuda_backend(device: KernelDevice, place: torch.device) -> Backend:
         ImplicitGemmConv(device),
         BackToBack(device),
         BranchesConv(device),
+        TransposedConv(device),
         CudnnConv(device),
         AtenCudnnConv(),
         DepthwiseConv(device),

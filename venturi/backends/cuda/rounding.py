@@ -19,17 +19,16 @@ _exact: ContextVar[bool] = ContextVar("exact", default=False)
 @contextmanager
 def products_of_fp32(*, tf32: bool) -> Iterator[None]:
     """Rounded if `tf32` says so, but for calls within `no_rounding`."""
-    precision = "tf32" if tf32 and not _exact.get() else "ieee"
-    cudnn: Any = torch.backends.cudnn
-    places: tuple[Any, ...] = (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn)
-    before = [p.fp32_precision for p in places]
+    rounds = tf32 and not _exact.get()
+    places: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [p.allow_tf32 for p in places]
     try:
         for p in places:
-            p.fp32_precision = precision
+            p.allow_tf32 = rounds
         yield
     finally:
         for p, kept in zip(places, before):
-            p.fp32_precision = kept
+            p.allow_tf32 = kept
 
 
 @contextmanager

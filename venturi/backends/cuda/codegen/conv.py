@@ -95,7 +95,7 @@ def implicit_source(
         *locate,
         f"    w = tl.load(row_b + {weights[0]}, mask={weights[1]}, other=0.0)",
         *low_rows(element, [f"    low = tl.load(row_b + N * {depth} + {weights[0]}, mask={weights[1]}, other=0.0)"]),
-        *indent(step_sums(element, "x", "w", "low")),
+        *indent(step_sums(element, "x", "w", "low", c.rounded)),
         *last_sums(element),
         "mask = (m < M)[:, None] & (n < N)[None, :]",
         "at = m.to(tl.int64)[:, None] * N + n[None, :]",

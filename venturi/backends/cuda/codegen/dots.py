@@ -25,19 +25,21 @@ def first_sums(element: Element) -> list[str]:
     return [f"{name} = tl.zeros((BM, BN), {element.sums})" for name in names]
 
 
-def step_sums(element: Element, x: str, w: str, low: str) -> list[str]:
-    """`x`, `w` and `low` are expressions of tiles [BM, BK] and [BK, BN]; `low` is only read in parts."""
+def step_sums(element: Element, x: str, w: str, low: str, rounded: bool = False) -> list[str]:
+    """`x`, `w` and `low` are expressions of tiles [BM, BK] and [BK, BN]; `low` is only read in parts. `rounded` as in
+    GemmConfig."""
     if element.dtype != DT.FLOAT:
         return [f"acc = tl.dot({x}, {w}, acc, out_dtype={element.sums})"]
     if not element.in_parts:
         return [f'acc = tl.dot({x}, {w}, acc, input_precision="tf32")']
+    before, after = ("None", " + acc") if rounded else ("acc", "")
     return [
         f"whole = {x}",
         f"main = {w}",
         "high = _high(whole)",
         'rest = tl.dot(_low(whole, high), main, rest, input_precision="tf32")',
         f'rest = tl.dot(high, {low}, rest, input_precision="tf32")',
-        'acc = tl.dot(high, main, acc, input_precision="tf32")',
+        f'acc = tl.dot(high, main, {before}, input_precision="tf32"){after}',
     ]
 
 

@@ -27,7 +27,11 @@ _TMA_OPERANDS = ("a.load([pm * BM, k * BK])", "b.load([pn * BN, k * BK]).T", "b.
 
 @dataclass(frozen=True)
 class GemmConfig:
-    """Tile sizes, pipeline depth, warps; `split` programs share a tile's K, `waves` programs a multiprocessor."""
+    """Tile sizes, pipeline depth, warps; `split` programs share a tile's K, `waves` programs a multiprocessor.
+
+    `rounded`: the sums of a step are added to those before it by ordinary additions, of fp32 in parts. Tensor cores cut
+    what does not fit, which makes long sums smaller than they are.
+    """
 
     bm: int
     bn: int
@@ -36,6 +40,7 @@ class GemmConfig:
     warps: int
     split: int = 1
     waves: int = 1
+    rounded: bool = False
 
 
 def tma_source(region: RegionView, tile: TileBody, element: Element, c: GemmConfig, arch: int) -> KernelSource:
@@ -52,7 +57,7 @@ def tma_source(region: RegionView, tile: TileBody, element: Element, c: GemmConf
         *indent(GROUPED_TILE),
         *indent(first_sums(element)),
         "    for k in range(tl.cdiv(K, BK)):",
-        *indent(step_sums(element, *_TMA_OPERANDS), 2),
+        *indent(step_sums(element, *_TMA_OPERANDS, c.rounded), 2),
         *indent(last_sums(element)),
         "    n = pn * BN + tl.arange(0, BN)",
         *indent(tile.load_columns("n", "n < N")),
@@ -105,7 +110,7 @@ def pointer_source(
         "    kk = k * BK + tl.arange(0, BK)",
         f"    x = tl.load(row_a + kk[None, :], mask=(m < M)[:, None]{guard_k.replace('kk', 'kk[None, :]')}, other=0.0)",
         *(f"    {w}" for w in weights),
-        *indent(step_sums(element, "x", "w", "low")),
+        *indent(step_sums(element, "x", "w", "low", c.rounded)),
         *last_sums(element),
         "mask = (m < M)[:, None] & (n < N)[None, :]",
         "at = m.to(tl.int64)[:, None] * N + n[None, :]",
@@ -131,14 +136,7 @@ def finish_lines(
     The first `early` tiles were loaded before the sums, which hides their latency. With a split every program
     publishes its sums, then takes a ticket; the one with the last ticket reads all of them.
     """
-    out_type = tile.output.dtype
-    store = [
-        *tile.load_columns(column, column_mask),
-        *(f"t{i} = early{i}.to(tl.float32)" for i in range(early)),
-        *(f"t{i} = tl.load(tile{i} + at, mask=mask, other=0.0).to(tl.float32)" for i in range(early, len(tile.tiles))),
-        *tile.lines,
-        f"tl.store(c + at, {rounded('result', out_type)}, mask=mask)",
-    ]
+    store = store_lines(tile, column, column_mask, early)
     return [
         "if SPLIT == 1:",
         *indent(store),
@@ -153,6 +151,18 @@ def finish_lines(
         '            acc += tl.load(work + s * slab + at, mask=mask, other=0, cache_modifier=".cg")',
         *indent(store, 2),
         "        tl.store(locks + tile, 0)",
+    ]
+
+
+def store_lines(tile: TileBody, column: str, column_mask: str, early: int = 0) -> list[str]:
+    """The epilogue of complete sums in `acc`, and its result's way to memory at `at` under `mask`."""
+    later = range(early, len(tile.tiles))
+    return [
+        *tile.load_columns(column, column_mask),
+        *(f"t{i} = early{i}.to(tl.float32)" for i in range(early)),
+        *(f"t{i} = tl.load(tile{i} + at, mask=mask, other=0.0).to(tl.float32)" for i in later),
+        *tile.lines,
+        f"tl.store(c + at, {rounded('result', tile.output.dtype)}, mask=mask)",
     ]
 
 
@@ -212,7 +222,7 @@ def tma_split_source(region: RegionView, tile: TileBody, element: Element, c: Ge
         *(f"early{i} = tl.load(tile{i} + at, mask=mask, other=0.0)" for i in range(early)),
         *first_sums(element),
         "for k in range(begin, tl.minimum(begin + steps, tl.cdiv(K, BK))):",
-        *indent(step_sums(element, *_TMA_OPERANDS)),
+        *indent(step_sums(element, *_TMA_OPERANDS, c.rounded)),
         *last_sums(element),
         *finish_lines(tile, element, "n", "n < N", "M * N", early),
     ]

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 from venturi.backends.base import RegionView
 from venturi.backends.cuda.codegen.conv import ConvGeometry
-from venturi.backends.cuda.codegen.element import HALF, Element
+from venturi.backends.cuda.codegen.dots import first_sums, last_sums, low_rows, step_sums
+from venturi.backends.cuda.codegen.element import FLOATS, Element
 from venturi.backends.cuda.codegen.gemm import GROUPED_TILE, GemmConfig, finish_lines
-from venturi.backends.cuda.codegen.module import constexprs, module, pointer_type
+from venturi.backends.cuda.codegen.module import constexprs, indent, module, pointer_type
 from venturi.backends.cuda.codegen.tile import TileBody
 from venturi.backends.cuda.kernel import KernelSource
 from venturi.ir.dtypes import DT
@@ -112,7 +113,7 @@ def stem_source(
 ) -> KernelSource:
     """Implicit product over the blocked image: no masks on the taps, whole rows of taps in one load."""
     rows, per_row = g.taps[0], g.row // c.bk
-    depth = rows * g.row
+    depth, taps = rows * g.row, "(k * BK + tl.arange(0, BK))[:, None]"
     lines = [
         "M = images * P * Q",
         "tiles_m = tl.cdiv(M, BM)",
@@ -127,13 +128,15 @@ def stem_source(
         f"row_b = b + n[None, :] * {depth}",
         f"steps = tl.cdiv({rows * per_row}, SPLIT)",
         "begin = tl.program_id(1) * steps",
-        f"acc = tl.zeros((BM, BN), {element.sums})",
+        *first_sums(element),
         f"for k in range(begin, tl.minimum(begin + steps, {rows * per_row})):",
         f"    offset = (k // {per_row}) * line + (k % {per_row}) * BK + tl.arange(0, BK)",
         "    x = tl.load(pixel[:, None] + offset[None, :], mask=(m < M)[:, None], other=0.0)",
-        *(_real_taps(g, per_row) if g.has_empty_taps and element.dtype in HALF else []),
-        "    w = tl.load(row_b + (k * BK + tl.arange(0, BK))[:, None], mask=(n < N)[None, :], other=0.0)",
-        f"    acc = tl.dot(x, w, acc, out_dtype={element.sums})",
+        *(_real_taps(g, per_row) if g.has_empty_taps and element.dtype in FLOATS else []),
+        f"    w = tl.load(row_b + {taps}, mask=(n < N)[None, :], other=0.0)",
+        *low_rows(element, [f"    low = tl.load(row_b + N * {depth} + {taps}, mask=(n < N)[None, :], other=0.0)"]),
+        *indent(step_sums(element, "x", "w", "low", c.rounded)),
+        *last_sums(element),
         "mask = (m < M)[:, None] & (n < N)[None, :]",
         "at = m.to(tl.int64)[:, None] * N + n[None, :]",
         *finish_lines(tile, element, "n", "n < N", "M * N"),

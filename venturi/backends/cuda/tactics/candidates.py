@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from venturi.backends.cuda.codegen.element import Element
 from venturi.backends.cuda.codegen.gemm import GemmConfig
 
@@ -23,6 +25,8 @@ SPLITS = (1, 2, 3, 4, 6, 8)
 _TILE_NS, _STEP_NS, _REDUCE_NS = 900.0, 60.0, 1500.0
 # With two sums for every output and two tiles of weights a step: outputs a warp, bytes of a program.
 _PARTS_TILE, _SHARED = 2048, 220 * 1024
+# Terms of a sum that tensor cores may make too small, and how many candidates are offered that add with rounding.
+_LONG, _ROUNDED = 2048, 4
 _FLOPS_PER_NS, _BYTES_PER_NS = 6000.0, 60.0
 
 
@@ -30,7 +34,7 @@ def product_candidates(
     rows: int | None, columns: int, depth: int, num_sms: int, limit: int, *, splits: bool, element: Element
 ) -> list[GemmConfig]:
     """About `limit` configurations for [rows, depth] x [depth, columns]; `rows` None stands for many."""
-    bytes = element.bytes
+    bytes, is_long = element.bytes, element.in_parts and depth >= _LONG
     depth = -(-depth * bytes // 2)
     m = rows if rows else 4096
     scored = []
@@ -48,6 +52,8 @@ def product_candidates(
             scored.append((cost, GemmConfig(bm, bn, bk * 2 // bytes, stages, warps, split)))
     scored.sort(key=lambda s: s[0])
     best = [c for _, c in scored[:limit]]
+    if is_long:
+        best += [replace(c, rounded=True) for c in best[:_ROUNDED]]
     many = -(-m // 128) * -(-columns // 128) > 2 * num_sms
     return best + [c for _, c in scored[limit:] if many and (c.bm, c.bn, c.bk * bytes // 2, c.stages, c.warps) in LIGHT]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from venturi.backends.base import Config, Kernel, RegionView
-from venturi.backends.cuda.codegen.element import HALF
+from venturi.backends.cuda.codegen.dots import stored
+from venturi.backends.cuda.codegen.element import FLOATS, HALF
 from venturi.backends.cuda.codegen.gemm import GemmConfig
 from venturi.backends.cuda.codegen.pingpong import conv_source
 from venturi.backends.cuda.codegen.stem import StemGeometry, block_rows, blocks_source, stem_source
@@ -25,6 +26,7 @@ from venturi.backends.cuda.tactics.early import CHANNELS
 from venturi.backends.cuda.tactics.pingpong import num_programs, pingpong_candidates, read_pingpong
 from venturi.backends.cuda.tactics.products import MAX_CANDIDATES, TileOperands, num_tiles, split_buffers
 from venturi.backends.cuda.tactics.reference import DeviceReference
+from venturi.ir.dtypes import DT
 from venturi.ops.tensors import STORAGE
 
 T = torch.Tensor
@@ -33,8 +35,8 @@ MAX_CHANNELS = 8
 CACHED = ((128, 64, 32, 1, 4), (128, 64, 16, 1, 4), (64, 64, 64, 1, 4), (128, 32, 32, 1, 4))
 
 
-def read_stem(region: RegionView) -> tuple[Convolution, StemGeometry] | str:
-    conv = read_convolution(region)
+def read_stem(region: RegionView, kinds: Sequence[DT] = HALF) -> tuple[Convolution, StemGeometry] | str:
+    conv = read_convolution(region, kinds)
     if isinstance(conv, str):
         return conv
     g = conv.geometry
@@ -66,7 +68,7 @@ class StemConv:
         self._device = device
 
     def match(self, region: RegionView) -> list[Config] | str:
-        found = read_stem(region)
+        found = read_stem(region, FLOATS)
         if isinstance(found, str):
             return found
         conv, stem = found
@@ -84,16 +86,16 @@ class StemConv:
         return [asdict(c) for c in (*fits[:MAX_CANDIDATES], *cached)] or f"rows of {stem.row} taps"
 
     def sources(self, region: RegionView, config: Config) -> list[KernelSource]:
-        found = read_stem(region)
+        found = read_stem(region, FLOATS)
         assert not isinstance(found, str)
         (conv, stem), arch = found, self._device.arch
         product = stem_source(region, conv.tile, stem, conv.element, GemmConfig(**config), arch)
         return [blocks_source(region, stem, conv.dtype, arch, conv.fill), product]
 
     def bind(self, region: RegionView, config: Config) -> Kernel:
-        found = read_stem(region)
+        found = read_stem(region, FLOATS)
         assert not isinstance(found, str)
-        (_, stem), c = found, GemmConfig(**config)
+        (conv, stem), c = found, GemmConfig(**config)
 
         def launch(
             product: Launchable, packed: T, weight: T, out: T, extra: list[T], pixels: tuple[int, int, int]
@@ -103,7 +105,8 @@ class StemConv:
             work, locks = split_buffers(out, c.split, rows * n, count)
             product.launch((count, c.split), [packed, weight, out, *extra, work, locks, *pixels, n])
 
-        return two_kernels(region, self._device, self.sources(region, config), launch)
+        order = partial(stored, element=conv.element)
+        return two_kernels(region, self._device, self.sources(region, config), launch, order)
 
 
 class StemPingpong:
@@ -166,7 +169,7 @@ def two_kernels(
     order: Callable[[T], T] = lambda weight: weight,
 ) -> Kernel:
     """`launch(product, blocks, weight, out, columns and tiles, [images, P, Q])` after the blocks are there."""
-    found = read_stem(region)
+    found = read_stem(region, FLOATS)
     assert not isinstance(found, str)
     conv, stem = found
     blocks, product, size = device.kernel(sources[0]), device.kernel(sources[1]), block_rows(sources[0])
