@@ -85,6 +85,7 @@ def test_every_pass_is_exercised_by_these_cases() -> None:
         "fuse-dynamic",
         "pack-attention",
         "linear-on-rows",
+        "rows-as-images",
     }
     assert missing <= elsewhere, "which have tests of their own"
 

@@ -29,6 +29,7 @@ from venturi.backends.cuda.tactics.reference import DeviceReference
 from venturi.backends.cuda.tactics.stem import StemConv, StemPingpong
 from venturi.backends.cuda.tactics.stem_strips import StemStrips
 from venturi.backends.cuda.tactics.transposed import TransposedConv
+from venturi.backends.cuda.tactics.volumes import CudnnVolumes
 from venturi.backends.sdpa import SdpaAttention
 
 
@@ -67,6 +68,7 @@ def cuda_backend(device: KernelDevice, place: torch.device) -> Backend:
         BranchesConv(device),
         TransposedConv(device),
         CudnnConv(device),
+        CudnnVolumes(),
         AtenCudnnConv(),
         DepthwiseConv(device),
         PixelProduct(device, VECTOR),

@@ -18,7 +18,7 @@ from venturi.core.errors import DeviceError
 # Multiprocessors of a common chip of the architecture; they only guide the choice of tiles.
 NUM_SMS = {80: 108, 86: 84, 89: 142, 90: 132, 100: 148, 103: 148, 120: 170}
 # Their candidates are enumerated by the library on the device.
-_ASK_THE_DEVICE = ("cublaslt", "cudnn-conv", "cudnn-attention")
+_ASK_THE_DEVICE = ("cublaslt", "cudnn-conv", "cudnn-conv-3d", "cudnn-attention")
 
 
 def parse_arch(target: str) -> int:

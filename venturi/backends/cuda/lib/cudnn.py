@@ -20,15 +20,18 @@ _X, _W, _Y, _FIRST = 1, 2, 3, 4
 
 @dataclass(frozen=True)
 class ConvProblem:
-    """Shapes are logical NCHW, memory is NHWC. `steps` follow the convolution: (operation, argument) pairs, where
-    "bias" and "add" take the next extra operand and activations a number or None. `tf32`: fp32 may be rounded to it."""
+    """Shapes are logical NCHW or NCDHW, memory has the channels last.
+
+    `steps` follow the convolution: (operation, argument) pairs, where "bias" and "add" take the next extra operand and
+    activations a number or None. `tf32`: fp32 may be rounded to it.
+    """
 
     image: tuple[int, ...]
     weight: tuple[int, ...]
     output: tuple[int, ...]
-    pads: tuple[int, int]
-    strides: tuple[int, int]
-    dilations: tuple[int, int]
+    pads: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
     dtype: torch.dtype
     steps: tuple[tuple[str, float | None], ...]
     tf32: bool = False
@@ -51,16 +54,20 @@ class ConvPlan:
             raise TuningError(f"cuDNN: {str(exc).splitlines()[0] if str(exc) else type(exc).__name__}") from exc
 
     def run(self, x: T, weight: T, out: T, extra: Sequence[T]) -> None:
-        """`extra` are the operands of the steps in order, all NHWC or one value a channel."""
+        """`extra` are the operands of the steps in order, all with channels last or one value a channel."""
         work = torch.empty(max(self._workspace, 1), dtype=torch.uint8, device=x.device)
         pack = {_X: x.data_ptr(), _W: weight.data_ptr(), _Y: out.data_ptr()}
         pack.update({_FIRST + i: t.data_ptr() for i, t in enumerate(extra)})
         self._graph.execute_plan_at_index(pack, work, self.index, handle=handle())
 
 
-def nhwc_strides(shape: Sequence[int]) -> list[int]:
-    n, c, h, w = shape
-    return [c * h * w, 1, w * c, c]
+def channels_last_strides(shape: Sequence[int]) -> list[int]:
+    """Of a compact tensor of logical shape [images, channels, *sizes]."""
+    strides, size = [], shape[1]
+    for n in reversed(shape[2:]):
+        strides.append(size)
+        size *= n
+    return [size, 1, *reversed(strides)]
 
 
 def _graph(p: ConvProblem) -> Any:
@@ -71,7 +78,7 @@ def _graph(p: ConvProblem) -> Any:
     graph = cudnn.pygraph(io_data_type=kind, intermediate_data_type=wide, compute_data_type=wide, handle=handle())
 
     def tensor(shape: Sequence[int], uid: int) -> Any:
-        return graph.tensor(dim=list(shape), stride=nhwc_strides(shape), data_type=kind).set_uid(uid)
+        return graph.tensor(dim=list(shape), stride=channels_last_strides(shape), data_type=kind).set_uid(uid)
 
     value = graph.conv_fprop(
         image=tensor(p.image, _X), weight=tensor(p.weight, _W), padding=list(p.pads), stride=list(p.strides),
@@ -80,7 +87,7 @@ def _graph(p: ConvProblem) -> Any:
     extra = _FIRST
     for name, number in p.steps:
         if name == "bias":
-            value = graph.bias(input=value, bias=tensor((1, p.output[1], 1, 1), extra))
+            value = graph.bias(input=value, bias=tensor((1, p.output[1], *(1 for _ in p.pads)), extra))
             extra += 1
         elif name == "add":
             value = graph.add(a=value, b=tensor(p.output, extra))
@@ -89,7 +96,9 @@ def _graph(p: ConvProblem) -> Any:
             value = graph.swish(input=value, swish_beta=number)
         else:
             value = getattr(graph, name.lower())(input=value)
-    value.set_output(True).set_data_type(kind).set_uid(_Y).set_dim(list(p.output)).set_stride(nhwc_strides(p.output))
+    value.set_output(True).set_data_type(kind).set_uid(_Y).set_dim(list(p.output)).set_stride(
+        channels_last_strides(p.output)
+    )
     graph.validate()
     graph.build_operation_graph()
     graph.create_execution_plans([cudnn.heur_mode.A, cudnn.heur_mode.B, cudnn.heur_mode.FALLBACK])

@@ -8,13 +8,13 @@ import torch
 
 from venturi.backends.base import Config, Kernel, RegionView
 from venturi.backends.cuda.codegen.element import FLOATS
+from venturi.backends.cuda.codegen.tile import TileBody
 from venturi.backends.cuda.device import KernelDevice
 from venturi.backends.cuda.kernel import KernelSource
 from venturi.backends.cuda.lib.cudnn import ConvPlan, ConvProblem
 from venturi.backends.cuda.tactics.conv import (
     NHWC,
     ConvFrame,
-    Convolution,
     matched_convolution,
     nhwc,
     pack_sources,
@@ -28,6 +28,23 @@ from venturi.ops.tensors import STORAGE
 T = torch.Tensor
 MAX_PLANS = 10
 _ACTIVATIONS = ("Relu", "Sigmoid", "Tanh", "Swish", "Gelu")
+
+
+def steps_of(region: RegionView, tile: TileBody) -> tuple[tuple[str, float | None], ...] | str:
+    """What follows the convolution in cuDNN's words, or what it has no word for."""
+    has_bias = len(region.anchor.inputs) > 2 and region.anchor.inputs[2] is not None
+    if len(tile.columns) > int(has_bias):
+        return "a constant a channel after the bias"
+    steps: list[tuple[str, float | None]] = [("bias", None)] if has_bias else []
+    for node in region.nodes[1:]:
+        attrs = region.attrs(node)
+        if node.op_type == "Add" and any(v is t for t in tile.tiles for v in node.inputs):
+            steps.append(("add", None))
+        elif node.op_type not in _ACTIVATIONS or attrs.get("approximate", "none") != "none":
+            return f"no cuDNN operation for {node.op_type}"
+        else:
+            steps.append((node.op_type, attrs.get("alpha", 1.0) if node.op_type == "Swish" else None))
+    return tuple(steps)
 
 
 class CudnnConv:
@@ -59,7 +76,7 @@ class CudnnConv:
             return f"{g.channels} to {g.outputs} channels in {g.groups} groups: multiples of {unit} are needed"
         if conv.dtype not in FLOATS or conv.tile.output.dtype != conv.dtype:
             return "not floating point, or another output type"
-        steps = self._steps(region, conv)
+        steps = steps_of(region, conv.tile)
         if isinstance(steps, str):
             return steps
         image[1], weight[1] = g.channels, g.channels // g.groups
@@ -67,22 +84,6 @@ class CudnnConv:
             tuple(image), tuple(weight), tuple(output), g.pads[:2], g.strides, g.dilations, STORAGE[conv.dtype], steps,
             conv.tf32,
         )  # fmt: skip
-
-    @staticmethod
-    def _steps(region: RegionView, conv: Convolution) -> tuple[tuple[str, float | None], ...] | str:
-        has_bias = len(region.anchor.inputs) > 2 and region.anchor.inputs[2] is not None
-        if len(conv.tile.columns) > int(has_bias):
-            return "a constant a channel after the bias"
-        steps: list[tuple[str, float | None]] = [("bias", None)] if has_bias else []
-        for node in region.nodes[1:]:
-            attrs = region.attrs(node)
-            if node.op_type == "Add" and any(v is t for t in conv.tile.tiles for v in node.inputs):
-                steps.append(("add", None))
-            elif node.op_type not in _ACTIVATIONS or attrs.get("approximate", "none") != "none":
-                return f"no cuDNN operation for {node.op_type}"
-            else:
-                steps.append((node.op_type, attrs.get("alpha", 1.0) if node.op_type == "Swish" else None))
-        return tuple(steps)
 
     def sources(self, region: RegionView, config: Config) -> list[KernelSource]:
         conv = matched_convolution(region)
