@@ -57,4 +57,5 @@ def test_candidates_agree(make, precision, tolerance):
     assert error(engine(x).astype("f8"), wide(net, x)) < tolerance
     measured = [m for s in engine.plan.steps for m in s.measurements]
     assert EXPECTED[make] <= {m.tactic for m in measured if m.median_us is not None}
-    assert not [m for m in measured if m.reason.startswith(("max error", "NaN"))]
+    ours = [m for m in measured if m.tactic.startswith("triton")]
+    assert not [m for m in ours if m.reason.startswith(("max error", "NaN"))]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -101,6 +103,79 @@ def test_absent_gpu_and_wrong_shapes():
     engine = vt.build(small(2), device="cuda", opt_level=0)
     with pytest.raises(vt.ShapeError):
         engine(rand(3, 16, 12, 12))
+
+
+def test_memory_that_is_told_is_what_a_run_takes():
+    torch.cuda.empty_cache()
+    engine = vt.build(small(64), device="cuda", opt_level=0)
+    said = engine.device_memory_bytes
+    assert said == engine.device_memory_bytes
+    activations = 64 * 12 * 12 * 32 * 4
+    assert activations < said < 40 * activations
+    with engine.context() as ctx:
+        before = torch.cuda.memory_reserved()
+        ctx.run({"x": torch.randn(64, 16, 12, 12)})
+        grown = torch.cuda.memory_reserved() - before
+        assert ctx.arena_bytes <= said
+        assert grown <= said + (64 << 20)
+
+
+def test_no_memory_left_is_said_with_what_there_is():
+    engine = vt.build(small("n"), device="cuda", opt_level=0)
+    torch.cuda.set_per_process_memory_fraction(0.01)
+    try:
+        with pytest.raises(vt.DeviceError, match="GiB free"):
+            engine(torch.randn(100_000, 16, 12, 12))
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert engine(rand(2, 16, 12, 12)).shape == (2, 10)
+
+
+def test_what_is_bound_outlives_its_engine():
+    import gc
+
+    net, x = small(2), rand(2, 16, 12, 12)
+    bound = vt.build(net, device="cuda").bind({"x": x})
+    gc.collect()
+    vt.build(small(3), device="cuda", opt_level=0)(rand(3, 16, 12, 12))
+    bound.run()
+    np.testing.assert_allclose(bound.outputs["y"].cpu(), reference(net, x), atol=1e-4)
+
+
+def test_nothing_is_left_of_a_thousand_engines(tmp_path, monkeypatch):
+    import gc
+
+    from venturi.backends.cuda.driver import Driver
+
+    calls, real = Counter(), Driver.call
+
+    def counted(self, name, *args):
+        calls[name] += 1
+        real(self, name, *args)
+
+    monkeypatch.setattr(Driver, "call", counted)
+    net, x = small(2), torch.randn(2, 16, 12, 12)
+    vt.build(net, device="cuda", opt_level=0).save(tmp_path / "m.vt")
+
+    def cycle(i):
+        engine = vt.load(tmp_path / "m.vt") if i % 20 else vt.build(net, device="cuda", opt_level=0)
+        engine(x)
+
+    for i in range(40):
+        cycle(i)
+    gc.collect()
+    torch.cuda.empty_cache()
+    allocated, reserved = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+    for i in range(960):
+        cycle(i)
+    gc.collect()
+    cycle(1)
+    kernels = calls["cuModuleLoadData"] / 1001
+    assert calls["cuModuleLoadData"] - calls["cuModuleUnload"] <= 20 * kernels
+    gc.collect()
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_allocated() <= allocated
+    assert torch.cuda.memory_reserved() <= reserved
 
 
 def test_an_engine_for_another_architecture_is_refused(tmp_path, monkeypatch):

@@ -33,6 +33,7 @@ from venturi.runtime.batching import Batching, Worker
 from venturi.runtime.executable import bind_plan
 from venturi.runtime.held import Held
 from venturi.runtime.profiler import Profiler
+from venturi.runtime.reachable import reachable_bytes
 from venturi.runtime.streams import ALL_CORES, Threads, pin
 
 
@@ -245,6 +246,28 @@ class Engine:
         binding = context.binding_of(args)
         peaks = measure_peaks(self._built.target.device, self.plan.precision) if roofline else None
         return make_report(self.plan, context.profiler.medians_us(len(self.plan.steps)), binding, peaks)
+
+    @property
+    def device_memory_bytes(self) -> int:
+        """Memory of the device that the engine takes: its weights, and one context at the largest shapes of the first
+        profile, else at those that it was tuned for. Every context that runs at the same time takes its part again.
+
+        A context is made for it, bound to those shapes and dropped again: what it takes is counted, not estimated. On
+        a GPU a context that runs without a graph shares torch's allocator with the process and is not counted.
+        """
+        profile, args = self._profiles[0] if self._profiles else None, []
+        for spec, _, dtype in self._input_types:
+            shape = self.plan.tuned_shapes.get(spec.name)
+            if profile is not None and spec.name in profile.shapes:
+                shape = list(profile.max(spec.name))
+            if shape is None and spec.shape is not None and all(isinstance(d, int) for d in spec.shape):
+                shape = list(spec.shape)  # type: ignore[arg-type]
+            if shape is None or dtype is None:
+                raise EngineError(f"the largest shape of input {spec.name!r} is not known: build with a profile")
+            args.append(torch.zeros(shape, dtype=dtype))
+        context = self._new_context()
+        context.run(args)
+        return reachable_bytes(self._built.executable, self._built.target.device) + context.arena_bytes
 
     def inspect(self) -> Report:
         """Layers, tactics, times measured at build, memory. `str()` is a table, `.to_json()` data."""

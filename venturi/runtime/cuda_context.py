@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import statistics
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from venturi.backends.cuda.memory import out_of_memory
 from venturi.backends.cuda.scratch import Scratch, using
 from venturi.backends.reference.program import OPERATOR_ERRORS
 from venturi.core import knobs
@@ -29,14 +30,23 @@ T = torch.Tensor
 
 @dataclass(frozen=True)
 class GraphBinding:
-    """Fixed for a set of input shapes. Without a `graph` (`reason` says why) the steps are launched one by one."""
+    """Fixed for a set of input shapes. Without a `graph` (`reason` says why) the steps are launched one by one, in
+    memory of the allocator that others use too."""
 
     inputs: tuple[Any, ...]
     outputs: tuple[Any, ...]
     graph: torch.cuda.CUDAGraph | None
     reason: str
-    arena_bytes: int
     library_bytes: int = 0
+
+    @property
+    def arena_bytes(self) -> int:
+        """What the graph's own pool has of the device's memory, and the inputs' copies."""
+        if self.graph is None:
+            return 0
+        pool: Any = self.graph.pool()
+        segments: Iterator[dict[str, Any]] = (s for s in torch.cuda.memory_snapshot() if s["segment_pool_id"] == pool)
+        return sum(int(s["total_size"]) for s in segments) + sum(int(x.nbytes) for x in self.inputs)
 
 
 class CudaContext:
@@ -82,8 +92,14 @@ class CudaContext:
         if binding is None or binding.graph is None:
             reason = "VENTURI_NVTX is set" if binding is None else binding.reason
             raise RequestError(f"the engine runs without a CUDA graph for these shapes: {reason}; use engine.run")
-        binding.graph.replay()
-        return Held(binding.inputs, binding.outputs, binding.graph.replay)
+        graph, executable = binding.graph, self._executable
+
+        def run(kept: Executable = executable) -> None:
+            """The graph launches kernels of the executable."""
+            graph.replay()
+
+        run()
+        return Held(binding.inputs, binding.outputs, run)
 
     @property
     def arena_bytes(self) -> int:
@@ -121,6 +137,8 @@ class CudaContext:
                     self._step(call, env)
                 if profiler is not None:
                     marks[-1][1].record()
+        except torch.OutOfMemoryError as exc:
+            raise out_of_memory(self._device, exc, place(call)) from exc
         except OPERATOR_ERRORS as exc:
             raise failure(call, exc) from exc
         except VenturiError as exc:
@@ -146,13 +164,12 @@ class CudaContext:
         moved = self._on_device(args)
         result = _own(self._eager(list(moved)))
         if not all(isinstance(x, T) for x in (*moved, *result)):
-            self._keep(key, GraphBinding((), (), None, "inputs or outputs that are no tensors", 0))
+            self._keep(key, GraphBinding((), (), None, "inputs or outputs that are no tensors"))
             return result
         with torch.inference_mode(False):
             held = [torch.empty(x.shape, dtype=x.dtype, device=self._device) for x in moved]
         for own, x in zip(held, moved):
             own.copy_(x)
-        before = torch.cuda.memory_reserved(self._device)
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
         self._side.wait_stream(torch.cuda.current_stream())
@@ -163,10 +180,9 @@ class CudaContext:
         torch.cuda.current_stream().wait_stream(self._side)
         if reason:
             logger.warning("the engine runs without a CUDA graph for shapes %s: %s", key, reason)
-            self._keep(key, GraphBinding((), (), None, reason, 0))
+            self._keep(key, GraphBinding((), (), None, reason))
         else:
-            grown = max(0, torch.cuda.memory_reserved(self._device) - before)
-            self._keep(key, GraphBinding(tuple(held), tuple(outputs), graph, "", grown))
+            self._keep(key, GraphBinding(tuple(held), tuple(outputs), graph, ""))
         return result
 
     def _capture(self, graph: torch.cuda.CUDAGraph, held: list[T]) -> tuple[list[Any], str]:

@@ -10,6 +10,7 @@ import venturi as vt
 from tests.passes.harness import optimize
 from venturi.backends.base import RegionView
 from venturi.backends.cpu.tactics.reference import Reference
+from venturi.backends.cuda.codegen.element import Element
 from venturi.backends.cuda.device import DeviceWeights, OfflineDevice
 from venturi.backends.cuda.placement import Mover, OnDevice
 from venturi.backends.cuda.scratch import Scratch, current_scratch, using
@@ -17,6 +18,7 @@ from venturi.backends.cuda.tactics.candidates import LIGHT, product_candidates
 from venturi.backends.cuda.tactics.reference import DeviceReference
 from venturi.core.errors import DeviceError
 from venturi.engine.builder import stored_weights
+from venturi.ir.dtypes import DT
 
 CPU = torch.device("cpu")
 META = torch.device("meta")
@@ -121,7 +123,7 @@ def test_each_context_has_scratch_of_its_own():
 
 @pytest.mark.parametrize("m,n,k", [(1, 8, 8), (17, 1000, 2048), (4096, 3072, 768), (401408, 64, 64), (None, 768, 768)])
 def test_candidates_fit_the_problem(m, n, k):
-    found = product_candidates(m, n, k, 132, 12, splits=True)
+    found = product_candidates(m, n, k, 132, 12, splits=True, element=Element(DT.FLOAT16))
     assert found
     assert len(found) == len(set(found))
     for c in found:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from venturi.backends.cuda.kernel import KernelSource
+from venturi.backends.cuda.memory import out_of_memory
 from venturi.backends.cuda.store import KernelStore
 from venturi.core.errors import DeviceError, TuningError
 
@@ -119,7 +120,10 @@ class DeviceWeights(Mapping[str, Any]):
             return stored
         moved = self._moved.get(name)
         if moved is None:
-            moved = stored.to(self._device)
+            try:
+                moved = stored.to(self._device)
+            except torch.OutOfMemoryError as exc:
+                raise out_of_memory(self._device, exc, f"weight {name!r}") from exc
             self._moved[name] = moved
         return moved
 

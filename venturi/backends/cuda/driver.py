@@ -9,6 +9,8 @@ import ctypes as C
 import functools
 import struct
 import threading
+import weakref
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,17 +66,42 @@ def driver() -> Driver:
     return Driver()
 
 
+# Modules, and their devices, of kernels that are gone.
+_dropped: deque[tuple[int, int]] = deque()
+_unloading = threading.Lock()
+
+
+def unload_dropped() -> None:
+    """Free the machine code of kernels that are gone. Their finalizers do not: these may run while a graph is captured,
+    or before the GPU has come to the kernel's last launch."""
+    if not _dropped or torch.cuda.is_current_stream_capturing():
+        return
+    for index in {index for _, index in _dropped}:
+        torch.cuda.synchronize(index)
+    for _ in range(len(_dropped)):
+        module, index = _dropped.popleft()
+        with torch.cuda.device(index):
+            driver().call("cuModuleUnload", C.c_void_p(module))
+
+
 class LoadedKernel:
-    """A cubin in the current device's context, ready to launch on torch's current stream. Thread-safe."""
+    """A cubin in the current device's context, ready to launch on torch's current stream. Thread-safe.
+
+    A captured graph that launches it must keep it alive.
+    """
 
     def __init__(self, cubin: Cubin) -> None:
         torch.cuda.current_stream()
+        with _unloading:
+            unload_dropped()
         self.cubin = cubin
         module, self._function = C.c_void_p(), C.c_void_p()
         driver().call("cuModuleLoadData", C.byref(module), cubin.image)
         driver().call("cuModuleGetFunction", C.byref(self._function), module, cubin.entry.encode())
         if cubin.shared > 48 * 1024:
             driver().call("cuFuncSetAttribute", self._function, _MAX_DYNAMIC_SHARED, cubin.shared)
+        dropped = (int(module.value or 0), torch.cuda.current_device())
+        weakref.finalize(self, _dropped.append, dropped).atexit = False
         self._count = len(cubin.parameters)
         self._threads = 32 * cubin.num_warps
         self._local = threading.local()

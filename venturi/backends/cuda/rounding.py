@@ -31,6 +31,11 @@ def products_of_fp32(*, tf32: bool) -> Iterator[None]:
             p.allow_tf32 = kept
 
 
+def is_exact() -> bool:
+    """Within `no_rounding`."""
+    return _exact.get()
+
+
 @contextmanager
 def no_rounding() -> Iterator[None]:
     token = _exact.set(True)

@@ -8,8 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from venturi.backends.base import RegionView
+from venturi.backends.cuda.codegen.dots import parts, product
+from venturi.backends.cuda.codegen.element import Element
 from venturi.backends.cuda.codegen.expressions import TRITON_TYPES, rounded
-from venturi.backends.cuda.codegen.module import constexprs, module, pointer_type
+from venturi.backends.cuda.codegen.module import constexprs, indent, module, pointer_type
 from venturi.backends.cuda.codegen.rows import next_power_of_2
 from venturi.backends.cuda.kernel import KernelSource
 from venturi.ir.dtypes import DT
@@ -44,8 +46,11 @@ def attention_source(region: RegionView, s: AttentionShape, c: AttentionConfig, 
     width = max(16, next_power_of_2(s.head))
     inside = "" if width == s.head else f" & (d < {s.head})[None, :]"
     masked = s.mask is not None
-    how = f', input_precision="{"tf32" if s.tf32 else "tf32x3"}"' if s.dtype == DT.FLOAT else ""
-    scores = [f"    scores = tl.dot(x, tl.trans(y){how}) * scale"]
+    element = Element(s.dtype, s.tf32)
+    scores = [
+        *indent(product("scores", "x", "y", element, transposed=True)),
+        "    scores = scores * scale",
+    ]
     if masked:
         where = "bias + rows[:, None] * m_row + keys[None, :]"
         load = f"tl.load({where}, mask=(rows < num_q)[:, None] & (keys < num_k)[None, :], other=0)"
@@ -67,12 +72,14 @@ def attention_source(region: RegionView, s: AttentionShape, c: AttentionConfig, 
         "v += image.to(tl.int64) * v_image + (head // group) * v_head",
         *(["bias = mask + image.to(tl.int64) * m_image + head * m_head"] if masked else []),
         f"x = tl.load(q + rows[:, None] * q_row + d[None, :], mask=(rows < num_q)[:, None]{inside}, other=0.0)",
+        *(parts("x") if element.in_parts else []),
         'top = tl.full((BM,), float("-inf"), tl.float32)',
         "total = tl.zeros((BM,), tl.float32)",
         f"acc = tl.zeros((BM, {width}), tl.float32)",
         f"for start in range(0, {end}, BN):",
         "    keys = start + tl.arange(0, BN)",
         f"    y = tl.load(k + keys[:, None] * k_row + d[None, :], mask=(keys < num_k)[:, None]{inside}, other=0.0)",
+        *(indent(parts("y")) if element.in_parts else []),
         *scores,
         f'    scores = tl.where({allowed}, scores, float("-inf"))',
         "    higher = tl.maximum(top, tl.max(scores, 1))",
@@ -81,7 +88,9 @@ def attention_source(region: RegionView, s: AttentionShape, c: AttentionConfig, 
         "    shrink = tl.math.exp2(top - base)",
         "    total = total * shrink + tl.sum(power, 1)",
         f"    z = tl.load(v + keys[:, None] * v_row + d[None, :], mask=(keys < num_k)[:, None]{inside}, other=0.0)",
-        f"    acc = tl.dot({rounded('power', s.dtype)}, z, acc * shrink[:, None]{how})",
+        *indent([f"power = {rounded('power', s.dtype)}"]),
+        *(indent([*parts("power"), *parts("z")]) if element.in_parts else []),
+        *indent(product("acc", "power", "z", element, "acc * shrink[:, None]")),
         "    top = higher",
         "acc = acc / total[:, None]",
         "o += image.to(tl.int64) * o_image + head * o_head",

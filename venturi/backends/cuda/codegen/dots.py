@@ -43,6 +43,27 @@ def step_sums(element: Element, x: str, w: str, low: str, rounded: bool = False)
     ]
 
 
+def parts(name: str) -> list[str]:
+    """The two parts of a tile of fp32."""
+    return [f"{name}_high = _high({name})", f"{name}_low = _low({name}, {name}_high)"]
+
+
+def product(out: str, x: str, w: str, element: Element, start: str = "None", transposed: bool = False) -> list[str]:
+    """`out` = `start` + x @ w of named tiles, or x @ w^T. Where operands come in parts, `parts` of both are there."""
+    end = "" if element.dtype != DT.FLOAT else ', input_precision="tf32"'
+
+    def dot(a: str, b: str, acc: str) -> str:
+        return f"tl.dot({a}, {f'tl.trans({b})' if transposed else b}, {acc}{end})"
+
+    if not element.in_parts:
+        return [f"{out} = {dot(x, w, start)}"]
+    return [
+        f"rest = {dot(f'{x}_low', f'{w}_high', 'None')}",
+        f"rest = {dot(f'{x}_high', f'{w}_low', 'rest')}",
+        f"{out} = {dot(f'{x}_high', f'{w}_high', start)} + tl.where(rest == rest, rest, 0.0)",
+    ]
+
+
 def last_sums(element: Element) -> list[str]:
     """After the last step: the sums of one program in `acc`."""
     return ["acc += tl.where(rest == rest, rest, 0.0)"] if element.in_parts else []

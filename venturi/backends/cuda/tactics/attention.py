@@ -10,7 +10,7 @@ import torch
 
 from venturi.backends.base import Arguments, Config, Kernel, RegionView
 from venturi.backends.cuda.codegen.attention import AttentionConfig, AttentionShape, attention_source
-from venturi.backends.cuda.codegen.element import FLOATS
+from venturi.backends.cuda.codegen.element import FLOATS, Element
 from venturi.backends.cuda.device import KernelDevice
 from venturi.backends.cuda.kernel import KernelSource
 from venturi.backends.cuda.tactics.reference import DeviceReference
@@ -25,6 +25,10 @@ _CONFIGS = (
     (128, 64, 3, 4), (128, 64, 3, 8), (64, 64, 3, 4), (128, 128, 2, 8), (64, 32, 4, 4), (32, 64, 3, 4), (64, 128, 2, 4),
     (32, 128, 2, 4), (16, 128, 2, 4), (32, 256, 2, 8), (16, 256, 2, 4), (64, 256, 2, 8), (16, 64, 3, 2),
     (64, 128, 2, 8), (64, 128, 1, 4), (128, 128, 1, 8), (64, 64, 1, 4), (32, 128, 1, 4), (64, 64, 2, 4),
+)  # fmt: skip
+_IN_PARTS = (
+    (64, 32, 2, 4), (64, 64, 2, 8), (128, 32, 2, 8), (128, 64, 2, 8), (64, 32, 2, 8), (32, 64, 2, 4), (16, 64, 2, 4),
+    (64, 64, 1, 8), (32, 32, 2, 4),
 )  # fmt: skip
 MAX_HEAD = 256
 
@@ -41,8 +45,10 @@ class TritonAttention:
         shape = self._shape(region)
         if isinstance(shape, str):
             return shape
+        in_parts = Element(shape.dtype, shape.tf32).in_parts
         wide = 2 * shape.head if shape.dtype == DT.FLOAT else shape.head
-        found = [AttentionConfig(*c) for c in _CONFIGS if wide <= 128 or c[0] * c[1] <= 64 * 64]
+        configs = _IN_PARTS if in_parts else _CONFIGS
+        found = [AttentionConfig(*c) for c in configs if wide <= 128 or c[0] * c[1] <= 64 * 64]
         return [asdict(c) for c in found]
 
     def _shape(self, region: RegionView) -> AttentionShape | str:

@@ -11,10 +11,11 @@ import torch
 from venturi.backends.base import Arguments, Config, Kernel, RegionView
 from venturi.backends.cuda.device import DeviceWeights
 from venturi.backends.cuda.placement import Mover
-from venturi.backends.cuda.rounding import products_of_fp32
-from venturi.backends.reference.program import Program, node_function
+from venturi.backends.cuda.rounding import is_exact, products_of_fp32
+from venturi.backends.reference.program import OPERATOR_ERRORS, Program, node_function
 from venturi.core.log import logger
 from venturi.ir.build import subgraphs
+from venturi.ir.dtypes import DT
 from venturi.ir.region import body_of, is_region
 from venturi.ops.table import CONTRACT, CONTROL, SHAPED_BY_VALUES, find_op
 
@@ -41,6 +42,8 @@ class DeviceReference:
             return Kernel(run)
 
         def with_products(*args: Any) -> Any:
+            if is_exact() and any(v.dtype == DT.FLOAT for v in region.outputs):
+                return _in_double(region, run)(*args)
             with products_of_fp32(tf32=tf32):
                 return run(*args)
 
@@ -55,6 +58,36 @@ class DeviceReference:
                 return lambda *args: program.run(fill(args))[0]
             return lambda *args: tuple(program.run(fill(args)))
         return _Placed(region, device)
+
+
+def _in_double(region: RegionView, fallback: Callable[..., Any]) -> Callable[..., Any]:
+    """What the Region's operators give in fp64, rounded at the end: sums of thousands of products in fp32 are no
+    measure for others."""
+    device, fill = weights_device(region.weights), Arguments(region)
+    if is_region(region.node):
+        program = Program(body_of(region.node), region.weights, device=str(device))
+        compute: Callable[..., Any] = _spread(program.run)
+    else:
+        compute = node_function(region.node, region.weights, str(device))
+
+    def run(*args: Any) -> Any:
+        try:
+            made = compute(*(_wider(_placed(x, device)) for x in fill(args)))
+        except OPERATOR_ERRORS:  # operators that mix types
+            return fallback(*args)
+        results = made if isinstance(made, tuple | list) else (made,)
+        found = tuple(x.float() if isinstance(x, T) and x.dtype == torch.float64 else x for x in results)
+        return found if len(found) > 1 else found[0]
+
+    return run
+
+
+def _spread(run: Callable[[list[Any]], Any]) -> Callable[..., Any]:
+    return lambda *inputs: run(list(inputs))
+
+
+def _wider(x: Any) -> Any:
+    return x.double() if isinstance(x, T) and x.dtype == torch.float32 else x
 
 
 def _has_products(node: ir.Node) -> bool:
