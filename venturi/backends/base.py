@@ -17,6 +17,7 @@ from venturi.backends.reference.program import attribute_value
 from venturi.ir.build import get_attr, subgraphs
 from venturi.ir.dtypes import DT
 from venturi.ir.marks import LAYOUT, rounds_to_tf32
+from venturi.ir.quantization import FP8
 from venturi.ir.region import body_of, is_region, kind_of, members, source_names
 from venturi.ops.table import OpContext, find_op
 
@@ -213,6 +214,7 @@ class Backend:
     `fuses_quantized`: there are kernels for contractions between dequantized inputs and a quantized output.
     `signed_bytes`: and only for signed integers. `rounds_within`: "sums" where they may also round to bytes
     right behind the sums, "anywhere" in what follows.
+    `fuses_fp8`: there are kernels for contractions between dequantized e4m3, and results in it.
     `fuses_dynamic`: there are kernels for products of what is rounded by its own range.
     `flat_attention`: kernels of attention take [batch, tokens, heads * dim] as well as [batch, heads, tokens, dim].
     `packed_attention`: and all three operands from one tensor.
@@ -227,6 +229,7 @@ class Backend:
     fuses_quantized: bool = False
     signed_bytes: bool = False
     rounds_within: str = ""
+    fuses_fp8: bool = False
     fuses_dynamic: bool = False
     flat_attention: bool = False
     packed_attention: bool = False
@@ -265,6 +268,9 @@ def region_ulps(region: RegionView) -> float:
         if region.tf32:
             inner.append(_HALF_ULPS[DT.FLOAT16])
         total += min(total, 4.0) * max(inner, default=0.0)
+    given = [n.inputs[0] for n in region.nodes if n.op_type == "DequantizeLinear"]
+    if any(v is not None and v.dtype == FP8 for v in given):
+        total += _FP8_SUMS
     return total
 
 
@@ -279,6 +285,8 @@ def region_slack(region: RegionView) -> float:
     return within / max((s for v, s in scales.items() if any(v is o for o in region.outputs)), default=1.0)
 
 
+# Tensor cores align the products of a step of e4m3 to 14 bits; eight such steps, in units of fp32.
+_FP8_SUMS = 8 * 2.0**-13 / torch.finfo(torch.float32).eps
 _HALF_ULPS = {
     kind: torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
     for kind, dtype in ((DT.FLOAT16, torch.float16), (DT.BFLOAT16, torch.bfloat16))
@@ -333,7 +341,9 @@ def masks_operands(region: RegionView) -> bool:
 def _tensor_disagreement(got: T, want: T, ulps: float, may_hide: bool, slack: float) -> str | None:
     if want.numel() == 0:
         return None
+    step: T | float = 0.0
     if want.dtype.itemsize == 1 and want.dtype.is_floating_point:
+        step = _spacing(want) if ulps >= 1 else 0.0
         got, want = got.float(), want.float()
     if not (want.dtype.is_floating_point or want.dtype.is_complex):
         different = (
@@ -353,8 +363,15 @@ def _tensor_disagreement(got: T, want: T, ulps: float, may_hide: bool, slack: fl
     if not bool(finite.all()):
         w, g = (x.masked_fill(~finite, 0) for x in (w, g))
     bound = tolerance(ulps, want.dtype) * float(w.abs().max()) + torch.finfo(want.dtype).tiny + slack
-    error = float((g - w).abs().max())
+    error = float(((g - w).abs() - step).max())
     return f"max error {error:.3g} exceeds {bound:.3g} ({ulps:g} ulps)" if not error <= bound else None
+
+
+def _spacing(x: T) -> T:
+    """How far numbers of a type of one byte are apart where those of `x` are: a rounding may fall to either side."""
+    about = torch.finfo(x.dtype)
+    size = x.float().nan_to_num().abs().clamp(min=about.tiny)
+    return torch.ldexp(torch.tensor(about.eps / 2, device=x.device), torch.frexp(size).exponent)
 
 
 class Arguments:

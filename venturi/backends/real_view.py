@@ -11,9 +11,10 @@ import torch
 from venturi.backends.base import RegionView
 from venturi.ir.build import get_attr
 from venturi.ir.dtypes import DT
+from venturi.ir.quantization import BYTES, FP8
 from venturi.ops.quantize import dequantize_linear
 
-BYTES = (DT.UINT8, DT.INT8)
+_SMALL = (*BYTES, FP8)
 
 
 @dataclass(frozen=True)
@@ -75,19 +76,24 @@ class RealView(RegionView):
             return None if kind is None else Numbers(kind)
         scale = super().constant(node.inputs[1])
         zero = super().constant(node.inputs[2]) if len(node.inputs) > 2 else torch.zeros(1)
-        if kind not in BYTES or scale is None or zero is None or scale.numel() != 1 or zero.numel() != 1:
+        if kind not in _SMALL or scale is None or zero is None or scale.numel() != 1 or zero.numel() != 1:
             return None
-        return Numbers(kind, float(scale), int(zero))
+        return Numbers(kind, float(scale), int(zero.float()))
 
     def weight_scales(self, axis: int, count: int) -> torch.Tensor | str:
-        """[count]: of int8, symmetric weights of the anchor, one or `count` along `axis`; or why there are none."""
+        """[count]: of symmetric weights of the anchor, int8 or e4m3, one or `count` along `axis`; or why not."""
         back = self.dequantizer(self.anchor.inputs[1])
         stored = self.stored(self.anchor.inputs[1])
-        if back is None or stored is None or stored.dtype != torch.int8 or get_attr(back, "block_size", 0):
-            return "weights are not int8"
+        if (
+            back is None
+            or stored is None
+            or stored.dtype not in (torch.int8, torch.float8_e4m3fn)
+            or get_attr(back, "block_size", 0)
+        ):
+            return "weights are neither int8 nor e4m3"
         scale = super().constant(back.inputs[1])
         zero = super().constant(back.inputs[2]) if len(back.inputs) > 2 else None
-        if scale is None or scale.dtype != torch.float32 or (zero is not None and bool((zero != 0).any())):
+        if scale is None or scale.dtype != torch.float32 or (zero is not None and bool((zero.float() != 0).any())):
             return "weights are not symmetric, or their scale is not a constant in fp32"
         if scale.numel() == 1:
             return scale.reshape(1).expand(count).contiguous()  # type: ignore[no-any-return]

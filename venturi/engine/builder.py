@@ -55,8 +55,8 @@ def pass_context(config: BuildConfig, backend: Backend) -> PassContext:
     """What the passes must know of the configuration and of the device."""
     return PassContext(
         precision=config.precision, fuses_quantized=backend.fuses_quantized, signed_bytes=backend.signed_bytes,
-        rounds_within=backend.rounds_within, fuses_dynamic=backend.fuses_dynamic, flat_attention=backend.flat_attention,
-        packed_attention=backend.packed_attention,
+        rounds_within=backend.rounds_within, fuses_fp8=backend.fuses_fp8, fuses_dynamic=backend.fuses_dynamic,
+        flat_attention=backend.flat_attention, packed_attention=backend.packed_attention,
     )  # fmt: skip
 
 

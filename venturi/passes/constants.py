@@ -14,7 +14,7 @@ from venturi.ops.table import CONTROL, RANDOM, find_op
 from venturi.ops.tensors import to_numpy, to_torch
 from venturi.passes.rewriting import PassContext
 
-_KEPT = {"DequantizeLinear", "QuantizeLinear", "Constant"}
+_KEPT = {"DequantizeLinear", "Constant"}
 
 
 def run(graph: ir.Graph, ctx: PassContext) -> None:

@@ -5,7 +5,8 @@ they keep the order of numbers and make none. QuantizeLinear goes in front of a 
 make (no NaN is there, whose place in the order integers would lose). A QuantizeLinear that undoes the DequantizeLinear
 in front of it goes. A convolution or product of dequantized operands becomes a Region from its DequantizeLinear nodes
 to the QuantizeLinear behind it, bias, residual and activation in between; other readers of a dequantized value keep
-their own. Devices that can round within also take what follows a QuantizeLinear, up to another one.
+their own. Devices that can round within also take what follows a QuantizeLinear, up to another one. Where tensor cores
+multiply e4m3, contractions of it become such Regions too, up to the first QuantizeLinear.
 
 Only for devices whose kernels take integers in and give them out. Where those must be signed, what a QuantizeLinear
 makes for DequantizeLinear nodes alone becomes int8, its zero 128 lower.
@@ -13,12 +14,14 @@ makes for DequantizeLinear nodes alone becomes int8, its zero 128 lower.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 
 from venturi.ir.build import const_array, constant, copy_type, fresh_name, get_attr
 from venturi.ir.dtypes import DT
-from venturi.ir.quantization import per_tensor
+from venturi.ir.quantization import BYTES, FP8, per_tensor
 from venturi.ir.region import form_region
 from venturi.passes.epilogue import chain_of
 from venturi.passes.rewriting import PassContext, drop_dead, producer, replace_value, single_use, sources, substitute
@@ -115,13 +118,18 @@ def fuse(graph: ir.Graph, ctx: PassContext) -> None:
         return
     for node in list(graph):
         kind = _CONTRACTIONS.get(node.op_type)
-        if kind is None or node.domain or node.graph is not graph or not _quantized(node):
+        if kind is None or node.domain or node.graph is not graph:
+            continue
+        small = ctx.fuses_fp8 and _quantized(node, (FP8,), FP8)
+        if not small and not _quantized(node):
             continue
         if not ctx.take():
             return
         chain = chain_of(node, kind)
-        end = _quantizer(chain)
-        while end is not None:
+        end = _quantizer(chain, (FP8,) if small else BYTES)
+        if small and end is not None:
+            chain.append(end)
+        while end is not None and not small:
             rest = _rest(end, kind) if _goes_on(chain, ctx) else []
             chain.append(end)
             if len(rest) < 2 or sum(n.op_type == "Add" for n in (*chain, *rest)) > 1:
@@ -137,11 +145,12 @@ def _goes_on(chain: list[ir.Node], ctx: PassContext) -> bool:
     return ctx.rounds_within == "anywhere" or (ctx.rounds_within == "sums" and bare)
 
 
-def _quantizer(chain: list[ir.Node]) -> ir.Node | None:
+def _quantizer(chain: list[ir.Node], kinds: Sequence[DT] = BYTES) -> ir.Node | None:
+    """The QuantizeLinear behind the chain, to one of `kinds`, those of floating point saturating."""
     last = single_use(chain[-1].outputs[0])
-    return (
-        last if last is not None and last.op_type == "QuantizeLinear" and not last.domain and per_tensor(last) else None
-    )
+    if last is None or last.op_type != "QuantizeLinear" or last.domain or not per_tensor(last, kinds):
+        return None
+    return last if get_attr(last, "saturate", 1) else None
 
 
 def _rest(end: ir.Node, kind: str) -> list[ir.Node]:
@@ -158,12 +167,13 @@ def _rest(end: ir.Node, kind: str) -> list[ir.Node]:
     return [] if taken else rest
 
 
-def _quantized(node: ir.Node) -> bool:
+def _quantized(node: ir.Node, kinds: Sequence[DT] = BYTES, weights: DT = DT.INT8) -> bool:
+    """Whether the operands are dequantized, the second a constant."""
     image, weight = (producer(v, "DequantizeLinear") for v in node.inputs[:2])
-    if image is None or weight is None or not per_tensor(image) or image.inputs[0].const_value is not None:  # type: ignore[union-attr]
+    if image is None or weight is None or not per_tensor(image, kinds) or image.inputs[0].const_value is not None:  # type: ignore[union-attr]
         return False
     stored = weight.inputs[0]
-    return stored is not None and stored.const_value is not None and stored.dtype == DT.INT8
+    return stored is not None and stored.const_value is not None and stored.dtype == weights
 
 
 def _own_dequantized(graph: ir.Graph, chain: list[ir.Node]) -> list[ir.Node]:

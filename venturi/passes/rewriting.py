@@ -17,8 +17,9 @@ class PassContext:
 
     Of the device: `fuses_quantized`, it has kernels that take integers in and give them out, `signed_bytes`, of signed
     ones only, and where those may round within (`rounds_within`: "sums" right behind them, "anywhere", or nowhere);
-    `fuses_dynamic`, it has kernels for products of what is rounded by its own range; `flat_attention`, its attention
-    takes heads side by side, and all three operands from one tensor where `packed_attention`.
+    `fuses_fp8`, it multiplies dequantized e4m3; `fuses_dynamic`, it has kernels for products of what is rounded by its
+    own range; `flat_attention`, its attention takes heads side by side, and all three operands from one tensor where
+    `packed_attention`.
     """
 
     fuel: int = -1
@@ -27,6 +28,7 @@ class PassContext:
     signed_bytes: bool = False
     rounds_within: str = ""
     fuses_dynamic: bool = False
+    fuses_fp8: bool = False
     flat_attention: bool = False
     packed_attention: bool = False
     fold_limit_bytes: int = 64 << 20

@@ -78,6 +78,7 @@ interpreter._patch_lang_tensor = _with_index
 _INSTRUCTIONS = {
     "ex2.approx.ftz.f32": "tl.exp2(x)",
     "rcp.approx.ftz.f32": "1.0 / x",
+    "add.f32 $0": "x + y",
     "fma.rn.sat.f32": "tl.minimum(tl.maximum(x * y + z, 0.0), 1.0)",
     "{ .reg .b32 p, q; shl.b32": "tl.maximum(x, y)",
 }

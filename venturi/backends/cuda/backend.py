@@ -32,6 +32,9 @@ from venturi.backends.cuda.tactics.transposed import TransposedConv
 from venturi.backends.cuda.tactics.volumes import CudnnVolumes
 from venturi.backends.sdpa import SdpaAttention
 
+# The first whose tensor cores multiply e4m3.
+FP8_ARCH = 89
+
 
 @contextmanager
 def exact() -> Iterator[None]:
@@ -92,6 +95,7 @@ def cuda_backend(device: KernelDevice, place: torch.device) -> Backend:
         (*(OnDevice(t, place) for t in tactics), reference),
         exact,
         fuses_quantized=True,
+        fuses_fp8=device.arch >= FP8_ARCH,
         signed_bytes=True,
         rounds_within="anywhere",
         joins_pairs=True,

@@ -50,7 +50,7 @@ def implicit_source(
     flat = g.channels % c.bk != 0
     taps = g.kernel[0] * g.kernel[1]
     depth = taps * g.channels
-    before, blank = filler(fill)
+    before, blank = filler(fill) if element.dtype == DT.INT8 else ([], "0.0")
     if flat:
         locate = [
             "    kk = k * BK + tl.arange(0, BK)",

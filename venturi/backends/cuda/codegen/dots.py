@@ -14,6 +14,7 @@ import torch
 
 from venturi.backends.cuda.codegen.element import Element
 from venturi.ir.dtypes import DT
+from venturi.ir.quantization import FP8
 
 T = torch.Tensor
 _LOW_BITS = 13
@@ -28,18 +29,22 @@ def first_sums(element: Element) -> list[str]:
 def step_sums(element: Element, x: str, w: str, low: str, rounded: bool = False) -> list[str]:
     """`x`, `w` and `low` are expressions of tiles [BM, BK] and [BK, BN]; `low` is only read in parts. `rounded` as in
     GemmConfig."""
+    if element.dtype == FP8:
+        return [f"acc = tl.dot({x}, {w}, acc, max_num_imprecise_acc=BK)"]
     if element.dtype != DT.FLOAT:
         return [f"acc = tl.dot({x}, {w}, acc, out_dtype={element.sums})"]
     if not element.in_parts:
         return [f'acc = tl.dot({x}, {w}, acc, input_precision="tf32")']
-    before, after = ("None", " + acc") if rounded else ("acc", "")
+    summed = 'tl.dot(high, main, acc, input_precision="tf32")'
+    if rounded:
+        summed = '_added(acc, tl.dot(high, main, input_precision="tf32"))'
     return [
         f"whole = {x}",
         f"main = {w}",
         "high = _high(whole)",
         'rest = tl.dot(_low(whole, high), main, rest, input_precision="tf32")',
         f'rest = tl.dot(high, {low}, rest, input_precision="tf32")',
-        f'acc = tl.dot(high, main, {before}, input_precision="tf32"){after}',
+        f"acc = {summed}",
     ]
 
 

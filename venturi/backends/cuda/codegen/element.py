@@ -1,13 +1,15 @@
-"""What tensor cores multiply: halves and fp32 summed in fp32, or signed bytes summed in 32-bit integers."""
+"""What tensor cores multiply: halves, fp32 and e4m3 summed in fp32, or signed bytes summed in 32-bit integers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from venturi.ir.dtypes import DT
+from venturi.ir.quantization import FP8
 
 HALF = (DT.FLOAT16, DT.BFLOAT16)
 FLOATS = (*HALF, DT.FLOAT)
+EVERY = (*FLOATS, DT.INT8, FP8)
 _ROW_BYTES = 128
 _DEPTH_BYTES = 32
 _WIDEST = {1: 128, 2: 256}
@@ -26,7 +28,7 @@ class Element:
 
     @property
     def bytes(self) -> int:
-        return {DT.INT8: 1, DT.FLOAT: 4}.get(self.dtype, 2)
+        return {DT.INT8: 1, FP8: 1, DT.FLOAT: 4}.get(self.dtype, 2)
 
     @property
     def in_parts(self) -> bool:

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from venturi.backends.base import RegionView
 from venturi.ir.dtypes import DT
+from venturi.ir.quantization import FP8
 
 TRITON_TYPES = {
     DT.FLOAT: "fp32", DT.FLOAT16: "fp16", DT.BFLOAT16: "bf16", DT.INT64: "i64", DT.INT32: "i32",
@@ -250,4 +251,4 @@ def rounded(name: str, dtype: DT | None) -> str:
     """What is stored for a computed value."""
     if dtype in (DT.FLOAT16, DT.BFLOAT16):
         return f"{name}.to({STORE_TYPES[dtype]})"
-    return name
+    return f"{name}.to(tl.float8e4nv)" if dtype == FP8 else name

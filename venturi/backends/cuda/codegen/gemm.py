@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from venturi.backends.base import RegionView
 from venturi.backends.cuda.codegen.dots import first_sums, last_sums, low_rows, step_sums
 from venturi.backends.cuda.codegen.element import Element
-from venturi.backends.cuda.codegen.expressions import TRITON_TYPES, rounded
-from venturi.backends.cuda.codegen.module import constexprs, indent, module, pointer_type
+from venturi.backends.cuda.codegen.expressions import rounded
+from venturi.backends.cuda.codegen.module import constexprs, element_type, indent, module, pointer_type
 from venturi.backends.cuda.codegen.tile import TileBody
 from venturi.backends.cuda.kernel import KernelSource
 
@@ -66,12 +66,12 @@ def tma_source(region: RegionView, tile: TileBody, element: Element, c: GemmConf
         f"    c.store([pm * BM, pn * BN], {rounded('result', out_type)})",
     ]
     text = module(region, "gemm_tma", [*arguments, *constexprs("BM", "BN", "BK")], lines, arch)
-    kind, stored = TRITON_TYPES[element.dtype], TRITON_TYPES[out_type]
+    kind, stored = element_type(element.dtype), element_type(out_type)
     signature = [
         ("a", f"tensordesc<{kind}[{c.bm},{c.bk}]>"),
         ("b", f"tensordesc<{kind}[{c.bn},{c.bk}]>"),
         ("c", f"tensordesc<{stored}[{c.bm},{c.bn}]>"),
-        *((r, f"tensordesc<{TRITON_TYPES[v.dtype]}[{c.bm},{c.bn}]>") for r, v in zip(residuals, tile.tiles)),  # type: ignore[index]
+        *((r, f"tensordesc<{element_type(v.dtype)}[{c.bm},{c.bn}]>") for r, v in zip(residuals, tile.tiles)),
         *((n, pointer_type(v.dtype)) for n, v in zip(cols, tile.columns)),
         ("M", "i32"), ("N", "i32"), ("K", "i32"),
         ("BM", "constexpr"), ("BN", "constexpr"), ("BK", "constexpr"),
@@ -227,7 +227,7 @@ def tma_split_source(region: RegionView, tile: TileBody, element: Element, c: Ge
         *finish_lines(tile, element, "n", "n < N", "M * N", early),
     ]
     text = module(region, "gemm_tma_split", [*arguments, *constexprs("BM", "BN", "BK", "SPLIT")], lines, arch)
-    kind = TRITON_TYPES[element.dtype]
+    kind = element_type(element.dtype)
     signature = [
         ("a", f"tensordesc<{kind}[{c.bm},{c.bk}]>"), ("b", f"tensordesc<{kind}[{c.bn},{c.bk}]>"),
         ("c", pointer_type(out_type)),

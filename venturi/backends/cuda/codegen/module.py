@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from venturi.backends.base import RegionView
 from venturi.backends.cuda.codegen.expressions import TRITON_TYPES, comment
 from venturi.ir.dtypes import DT
+from venturi.ir.quantization import FP8
 
 HEADER = "import triton\nimport triton.language as tl\n"
 OVERLAP_HEADER = "from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait\n"
@@ -93,6 +94,13 @@ def _high(x):
     return (x.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
 
 """,
+    "_added": """
+@triton.jit
+def _added(x, y):
+    # An addition that is not made part of the product in front of it.
+    return tl.inline_asm_elementwise("add.f32 $0, $1, $2;", "=f,f,f", [x, y], dtype=tl.float32, is_pure=True, pack=1)
+
+""",
     "_low": """
 @triton.jit
 def _low(x, high):
@@ -173,6 +181,11 @@ def indent(lines: Sequence[str], depth: int = 1) -> list[str]:
     return ["    " * depth + line for line in lines]
 
 
-def pointer_type(dtype: DT | None) -> str:
+def element_type(dtype: DT | None) -> str:
+    """Triton's name of a type in a kernel's signature."""
     assert dtype is not None
-    return "*" + TRITON_TYPES[dtype]
+    return "fp8e4nv" if dtype == FP8 else TRITON_TYPES[dtype]
+
+
+def pointer_type(dtype: DT | None) -> str:
+    return "*" + element_type(dtype)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from venturi.backends.base import Config, Kernel, RegionView
 from venturi.backends.cuda.codegen.conv import ConvGeometry, depthwise_source, implicit_source
 from venturi.backends.cuda.codegen.dots import stored
-from venturi.backends.cuda.codegen.element import FLOATS, HALF, Element
+from venturi.backends.cuda.codegen.element import EVERY, FLOATS, HALF, Element
 from venturi.backends.cuda.codegen.gemm import GemmConfig
 from venturi.backends.cuda.codegen.pack import PIXELS, WIDTH, pack_source
 from venturi.backends.cuda.codegen.tile import TileBody, read_tile
@@ -34,6 +34,7 @@ from venturi.backends.cuda.tactics.reference import DeviceReference
 from venturi.backends.real_view import RealView
 from venturi.ir.build import static_shape
 from venturi.ir.dtypes import DT
+from venturi.ir.quantization import FP8
 from venturi.ops.tensors import STORAGE
 
 T = torch.Tensor
@@ -102,6 +103,8 @@ def read_convolution(region: RegionView, kinds: Sequence[DT] = HALF) -> Convolut
     ends = None if real is None else read_ends(real, 0)
     if isinstance(ends, str):
         return ends
+    if ends is not None and ends.dtype == FP8 and FP8 not in kinds:
+        return "bytes of floating point"
     if ends is None and (weight.dtype not in kinds or x.dtype != weight.dtype):
         return "not half precision"
     attrs = region.attrs(node)
@@ -124,7 +127,7 @@ def read_convolution(region: RegionView, kinds: Sequence[DT] = HALF) -> Convolut
     if isinstance(tile, str):
         return tile
     given, size = (None if d is None else tuple(d) for d in (static_shape(x), static_shape(node.outputs[0])))
-    stored, dtype, fill = (weight, weight.dtype, 0) if ends is None else (ends.weight, DT.INT8, ends.image.zero)
+    stored, dtype, fill = (weight, weight.dtype, 0) if ends is None else (ends.weight, ends.dtype, ends.image.zero)
     assert dtype is not None
     return Convolution(geometry, stored, dtype, tile, given, size, view.position(x) or 0, channels, fill, region.tf32)
 
@@ -140,7 +143,7 @@ def read_both(parts: tuple[RegionView, RegionView]) -> tuple[Convolution, Convol
 
 def matched_convolution(region: RegionView) -> Convolution:
     """Of a Region that a convolution's tactic has accepted."""
-    conv = read_convolution(region, FLOATS)
+    conv = read_convolution(region, EVERY)
     assert isinstance(conv, Convolution)
     return conv
 
@@ -203,7 +206,7 @@ class ImplicitGemmConv:
         self._device = device
 
     def match(self, region: RegionView) -> list[Config] | str:
-        conv = read_convolution(region, FLOATS)
+        conv = read_convolution(region, EVERY)
         if isinstance(conv, str):
             return conv
         g = conv.geometry

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import torch
 
 from venturi.backends.base import Config, Kernel, RegionView
-from venturi.backends.cuda.codegen.element import FLOATS, HALF
+from venturi.backends.cuda.codegen.element import EVERY, HALF
 from venturi.backends.cuda.codegen.tile import read_tile
 from venturi.backends.cuda.device import KernelDevice
 from venturi.backends.cuda.kernel import KernelSource
@@ -20,6 +20,7 @@ from venturi.backends.cuda.tactics.reference import DeviceReference
 from venturi.backends.real_view import RealView
 from venturi.ir.build import static_shape
 from venturi.ir.dtypes import DT
+from venturi.ir.quantization import FP8
 from venturi.ops.tensors import STORAGE
 
 T = torch.Tensor
@@ -63,6 +64,8 @@ def read_linear(region: RegionView, kinds: Sequence[DT] = HALF) -> Linear | str:
     ends = None if real is None else read_ends(real, int(transposed))
     if isinstance(ends, str):
         return ends
+    if ends is not None and ends.dtype == FP8 and FP8 not in kinds:
+        return "bytes of floating point"
     if ends is None and (weight.dtype not in kinds or x.dtype != weight.dtype):
         return "not half precision"
     bias = node.inputs[2] if len(node.inputs) > 2 else None
@@ -75,7 +78,7 @@ def read_linear(region: RegionView, kinds: Sequence[DT] = HALF) -> Linear | str:
         return tile
     lead = static_shape(x)
     rows = None if lead is None else int(torch.Size(lead[:-1]).numel())
-    stored, dtype = (weight, weight.dtype) if ends is None else (ends.weight, DT.INT8)
+    stored, dtype = (weight, weight.dtype) if ends is None else (ends.weight, ends.dtype)
     assert dtype is not None
     return Linear(Product(rows, n, k, dtype, tile, region.tf32), stored, transposed, view.position(x) or 0)
 
@@ -102,12 +105,12 @@ class Gemm:
         return made if isinstance(made, str) else self._kernel.configs(made.product, self._device)
 
     def sources(self, region: RegionView, config: Config) -> list[KernelSource]:
-        made = read_linear(region, FLOATS)
+        made = read_linear(region, EVERY)
         assert isinstance(made, Linear)
         return [self._kernel.source(region, made.product, config, self._device.arch)]
 
     def bind(self, region: RegionView, config: Config) -> Kernel:
-        made = read_linear(region, FLOATS)
+        made = read_linear(region, EVERY)
         assert isinstance(made, Linear)
         n, k, device = made.product.n, made.product.k, self._device
         kernel = device.kernel(self.sources(region, config)[0])

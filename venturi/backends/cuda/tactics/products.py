@@ -10,7 +10,7 @@ import torch
 
 from venturi.backends.base import Config, RegionView
 from venturi.backends.cuda.codegen.dots import stored
-from venturi.backends.cuda.codegen.element import FLOATS, HALF, Element
+from venturi.backends.cuda.codegen.element import EVERY, HALF, Element
 from venturi.backends.cuda.codegen.gemm import (
     GemmConfig,
     pointer_source,
@@ -30,7 +30,6 @@ T = torch.Tensor
 MAX_CANDIDATES = 12
 TMA_ARCH = 90
 VECTOR_ROWS = 64
-_ALL = (*FLOATS, DT.INT8)
 VECTOR_CONFIGS = (
     (4, 512, 4), (8, 256, 4), (2, 1024, 4), (4, 256, 2), (1, 1024, 2), (16, 128, 4), (16, 64, 2), (8, 64, 1),
 )  # fmt: skip
@@ -119,7 +118,7 @@ class TmaProduct(ProductKernel):
     """Persistent, fed by the tensor memory accelerator; Hopper and newer, rows of multiples of 16 bytes."""
 
     suffix = "-tma"
-    kinds = _ALL
+    kinds = EVERY
 
     def configs(self, p: Product, device: KernelDevice) -> list[Config] | str:
         obstacle = _tma_obstacle(p, device)
@@ -149,7 +148,7 @@ class TmaSplitProduct(ProductKernel):
     """TMA operands, one tile a program: residuals load while the sums run, K is shared when tiles are few."""
 
     suffix = "-tma-split"
-    kinds = _ALL
+    kinds = EVERY
 
     def configs(self, p: Product, device: KernelDevice) -> list[Config] | str:
         obstacle = _tma_obstacle(p, device) or ("" if p.rows else "the number of rows is not fixed")
@@ -172,7 +171,7 @@ class PointerProduct(ProductKernel):
     """Any size, by masked loads; splits K among programs when there are too few tiles."""
 
     suffix = ""
-    kinds = _ALL
+    kinds = EVERY
 
     def configs(self, p: Product, device: KernelDevice) -> list[Config] | str:
         found = p.candidates(device.num_sms, splits=True)
@@ -200,7 +199,7 @@ class VectorProduct(ProductKernel):
     """Few rows: reads the weights once a row at memory speed, without tensor cores."""
 
     suffix = "-vector"
-    kinds = _ALL
+    kinds = EVERY
 
     def configs(self, p: Product, device: KernelDevice) -> list[Config] | str:
         if p.rows is None or p.rows > VECTOR_ROWS:
