@@ -75,6 +75,6 @@ def test_every_kernel_of_products_agrees(precision, m, n, k):
     engine = vt.build(net, device="cuda", precision=precision)
     (step,) = engine.plan.steps
     ours = [m for m in step.measurements if m.tactic.startswith("triton")]
-    held = [m for m in ours if k < 4096 or m.config.get("rounded")]
+    held = [m for m in ours if k < 4096 or precision == "tf32" or m.config.get("rounded")]
     assert not [(m.config, m.reason) for m in held if m.reason.startswith(("max error", "NaN"))]
     assert [m for m in held if m.median_us is not None]

@@ -61,8 +61,8 @@ class DeviceReference:
 
 
 def _in_double(region: RegionView, fallback: Callable[..., Any]) -> Callable[..., Any]:
-    """What the Region's operators give in fp64, rounded at the end: sums of thousands of products in fp32 are no
-    measure for others."""
+    """What the Region's operators give in fp64, rounded at the end: a measure for fp32 must not have its errors, nor
+    those of torch's fused kernels, which make NaN of an infinity's parts."""
     device, fill = weights_device(region.weights), Arguments(region)
     if is_region(region.node):
         program = Program(body_of(region.node), region.weights, device=str(device))
