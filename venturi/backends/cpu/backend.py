@@ -69,11 +69,12 @@ def native_tactics() -> tuple[Tactic, ...]:
     from venturi.backends.cpu.tactics.native_matrix import NativeMatrixConv, NativeMatrixLinear
     from venturi.backends.cpu.tactics.native_pool import NativePool
     from venturi.backends.cpu.tactics.native_quantized import NativeQuantized
+    from venturi.backends.cpu.tactics.native_transposed import NativeTransposed
 
     return (
         NativeMatrixConv(), NativeMatrixLinear(), NativeQuantized(), NativeQuantizedDepthwise(), NativeDynamic(),
         NativeConv(), NativeWinograd(), NativeDepthwise(), NativeLinear(), NativePool(), NativeRows(),
-        NativePointwise(), NativeAttention(),
+        NativePointwise(), NativeAttention(), NativeTransposed(),
     )  # fmt: skip
 
 

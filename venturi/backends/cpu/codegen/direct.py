@@ -173,7 +173,7 @@ class _Direct:
         for i in range(spec.rows):
             for v in range(vectors):
                 e.store(acc[i * vectors + v], e.at(place, (i * vectors + v) * lanes))
-        self._leave(place, self._out_offset(image, y, x0, lane0), vectors, masked)
+        self._leave(place, self._out_offset(image, y, x0, lane0), x0, vectors, masked)
 
     def _place(self, tile: Val) -> tuple[Val, Val]:
         """Row of the output and number along it."""
@@ -191,13 +191,14 @@ class _Direct:
         pixel = e.add(e.mul(e.add(e.mul(image, g.out_height), y), g.out_width), x0)
         return e.add(e.mul(pixel, g.out_channels), lane0)
 
-    def _leave(self, sums: Val, offset: Val, vectors: int, masked: int | None) -> None:
-        """Bring a tile's sums to the output: residual, activation, store."""
+    def _leave(self, sums: Val, offset: Val, pixel: Val, vectors: int, masked: int | None) -> None:
+        """Bring the sums of a tile that begins with `pixel` of its row to the output: residual, activation, store."""
         e, g, spec = self.e, self.g, self.spec
 
         def row(i: Val) -> None:
+            home = e.add(offset, g.moved(e, e.add(pixel, i)))
             for v in range(vectors):
-                at = e.add(offset, e.add(e.mul(i, g.out_channels), v * e.isa.lanes))
+                at = e.add(home, e.add(e.mul(i, g.out_channels), v * e.isa.lanes))
                 count = masked if v == vectors - 1 else None
                 other = e.load(e.at(self.residual, at), count) if spec.post.residual else None
                 value = e.load(e.at(sums, e.add(e.mul(i, vectors * e.isa.lanes), v * e.isa.lanes)))
@@ -245,8 +246,9 @@ class _Direct:
 
         def leave(t: Val) -> None:
             y, column = self._place(t)
-            offset = self._out_offset(image, y, self._start(column), lane0)
-            self._leave(e.at(self.sums, e.mul(e.sub(t, first), size)), offset, vectors, masked)
+            start = self._start(column)
+            offset = self._out_offset(image, y, start, lane0)
+            self._leave(e.at(self.sums, e.mul(e.sub(t, first), size)), offset, start, vectors, masked)
 
         e.each(first, last, 1, leave)
 

@@ -8,10 +8,26 @@ from venturi.backends.cpu.codegen.emit import Emitter, Val
 
 
 @dataclass(frozen=True)
+class Stretch:
+    """Where results of one row of pixels lie, in pixels: rows of `width` of them, each the one of number `first` among
+    `times`."""
+
+    width: int
+    times: int
+    first: int
+
+    def beyond(self, e: Emitter, pixel: Val) -> Val:
+        """How much further than `pixel` its result lies."""
+        row, _ = e.divmod(pixel, self.width)
+        return e.mul(e.add(e.mul(row, self.times - 1), self.first), self.width)
+
+
+@dataclass(frozen=True)
 class ConvGeometry:
     """One image of `height` x `width` x `channels` to `out_channels`. `pads` are top, left, bottom, right.
 
     Width 0 stands for one row of pixels whose length is known when the code runs: pointwise convolutions, products.
+    Only results of these may be stretched.
     """
 
     height: int
@@ -22,6 +38,7 @@ class ConvGeometry:
     strides: tuple[int, int] = (1, 1)
     pads: tuple[int, int, int, int] = (0, 0, 0, 0)
     dilations: tuple[int, int] = (1, 1)
+    stretch: Stretch | None = None
 
     @property
     def out_height(self) -> int:
@@ -41,7 +58,12 @@ class ConvGeometry:
 
     def flat(self) -> ConvGeometry:
         """A pointwise convolution as one row of pixels of any length."""
-        return ConvGeometry(1, 0, self.channels, self.out_channels) if self.is_pointwise else self
+        plain = ConvGeometry(1, 0, self.channels, self.out_channels, stretch=self.stretch)
+        return plain if self.is_pointwise else self
+
+    def moved(self, e: Emitter, pixel: Val) -> Val:
+        """Elements of the output between where the result of `pixel` would lie and where it lies."""
+        return 0 if self.stretch is None else e.mul(self.stretch.beyond(e, pixel), self.out_channels)
 
     def valid(self, tap: int, out_x: int) -> bool:
         """Whether column `tap` of the kernel meets the image at output column `out_x`."""

@@ -304,8 +304,9 @@ class _Matrix:
         home = e.add(e.mul(start, g.out_channels), lane0)
 
         def row(i: Val) -> None:
+            line = e.add(home, g.moved(e, e.add(start, i)))
             for v, n in counts.items():
-                at = e.add(home, e.add(e.mul(i, g.out_channels), v))
+                at = e.add(line, e.add(e.mul(i, g.out_channels), v))
                 sums = e.load_raw(e.at(self.sums, e.add(e.mul(i, BLOCK), v)), lanes)
                 sums = e.b.sub(sums, excess[v]) if v in excess else sums
                 value = widen(e.b, sums, self.sums.element, lanes)
