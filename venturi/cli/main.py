@@ -20,12 +20,14 @@ from venturi.cli import (
     perf,
     run,
     serve,
+    supervised,
     surgeon,
     timings,
 )
 from venturi.cli.output import fail
 from venturi.cli.serve_options import ServeCommand
-from venturi.core.errors import VenturiError
+from venturi.core.errors import LostDeviceError, VenturiError
+from venturi.core.knobs import SUPERVISED
 
 app = typer.Typer(
     name="venturi",
@@ -71,8 +73,14 @@ def _with_inspect_kind(args: list[str]) -> list[str]:
 
 def main() -> None:
     """Exit status: 0 fine, 1 a VenturiError or a failed comparison, 2 wrong usage."""
+    args = _with_inspect_kind(sys.argv[1:])
     try:
-        app(_with_inspect_kind(sys.argv[1:]))
+        if supervised.is_wanted(args):
+            sys.exit(supervised.run(args))
+        app(args)
+    except LostDeviceError as exc:
+        fail(exc)
+        sys.exit(exc.status if SUPERVISED.get() else 1)
     except VenturiError as exc:
         fail(exc)
         sys.exit(1)

@@ -42,6 +42,12 @@ class DeviceError(VenturiError):
     code = "DEVICE"
 
 
+class LostDeviceError(DeviceError):
+    """This process cannot use the device any more, another one can: a command ends with this `status` (EX_TEMPFAIL)."""
+
+    status = 75
+
+
 class EngineError(VenturiError):
     code = "ENGINE"
 

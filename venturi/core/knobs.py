@@ -81,3 +81,9 @@ NVTX = bool_knob(
     "Steps on a GPU are launched one by one, each in an NVTX range of its name, for Nsight Systems.",
 )
 CACHE = str_knob("VENTURI_CACHE", "", "Folder of the timing cache; default ~/.cache/venturi.")
+SUPERVISED = bool_knob(
+    "VENTURI_SUPERVISED", False, "Set by `venturi build` and `venturi tune` for the process that does their work."
+)
+CANDIDATE_S = int_knob(
+    "VENTURI_CANDIDATE_S", 120, "Seconds after which these commands give up a kernel that is being tried on a GPU."
+)

@@ -35,8 +35,9 @@ from venturi.ops.tensors import STORAGE
 from venturi.passes import naming
 from venturi.passes.rewriting import PassContext
 from venturi.runtime.executable import link, reads_of
+from venturi.tuning.attempts import REFERENCE
 from venturi.tuning.cache import Measurement
-from venturi.tuning.tuner import REFERENCE, Choice, Tuner
+from venturi.tuning.tuner import Choice, Tuner
 
 _GAIN, _CONFIGS = 0.999, 3
 _APART = Measurement("apart", {})

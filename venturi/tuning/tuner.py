@@ -24,14 +24,13 @@ from venturi.backends.base import (
     region_slack,
     region_ulps,
 )
-from venturi.core.errors import DeviceError, TuningError, VenturiError
+from venturi.core.errors import LostDeviceError, TuningError, VenturiError
 from venturi.core.log import logger
-from venturi.tuning.attempts import BLOCKED, Attempts
+from venturi.tuning.attempts import BLOCKED, REFERENCE, Attempts
 from venturi.tuning.cache import Measurement, TimingCache
 from venturi.tuning.timer import CpuTimer, Timer
 
 REPEATS = {0: 0, 1: 3, 2: 5, 3: 7, 4: 15, 5: 30}
-REFERENCE = "reference"
 TIE = 1.03
 _SAVE_EVERY_S = 10.0
 
@@ -231,7 +230,7 @@ class Tuner:
         self, region: RegionView, args: Sequence[Any], tactic: Tactic, config: Config, reference: Kernel | None,
         wrong: Callable[[Kernel], str | None], beat: float | None, problem: str,
     ) -> tuple[Measurement, Kernel | None]:  # fmt: skip
-        """The candidate's time and kernel, or why there is none. Raises DeviceError when the device is lost by it."""
+        """The candidate's time and kernel, or why there is none. Raises LostDeviceError when it loses the device."""
         try:
             kernel = tactic.bind(region, config) if reference is None else reference
             reason = None if reference is not None else wrong(kernel)
@@ -247,7 +246,7 @@ class Tuner:
             if not self.backend.is_well():
                 self.cache.block(problem, tactic.name, config, f"{BLOCKED} it faulted: {said}")
                 self._save()
-                raise DeviceError(
+                raise LostDeviceError(
                     f"{tactic.name} {dict(config)} faulted and the device is lost to this process: {said}. Build again "
                     f"in a new one: the timing cache {self.cache.path} knows what to pass over",
                     where=region.name,
