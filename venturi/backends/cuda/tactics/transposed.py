@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import onnx_ir as ir
 import torch
 
 from venturi.backends.base import Config, Kernel, RegionView
 from venturi.backends.cuda.codegen.dots import stored
-from venturi.backends.cuda.codegen.element import FLOATS, Element
 from venturi.backends.cuda.codegen.gemm import GemmConfig
 from venturi.backends.cuda.codegen.tile import TileBody, read_tile
 from venturi.backends.cuda.codegen.transposed import TransposedGeometry, transposed_source
@@ -18,6 +16,7 @@ from venturi.backends.cuda.device import KernelDevice
 from venturi.backends.cuda.kernel import KernelSource
 from venturi.backends.cuda.tactics.candidates import product_candidates
 from venturi.backends.cuda.tactics.conv import NHWC, nhwc
+from venturi.backends.cuda.tactics.operands import ConvOperands, read_operands
 from venturi.backends.cuda.tactics.products import MAX_CANDIDATES, TileOperands, num_tiles
 from venturi.backends.cuda.tactics.reference import DeviceReference
 from venturi.ir.build import static_shape
@@ -31,42 +30,29 @@ class Transposed:
     """A ConvTranspose anchor with constant weights [channels, outputs, R, S] and its epilogue."""
 
     geometry: TransposedGeometry
-    weight: ir.Value
-    element: Element
+    given: ConvOperands
     tile: TileBody
     size: tuple[int, ...] | None
-    first: int
 
 
 def read_transposed(region: RegionView) -> Transposed | str:
     """Of floating point, ungrouped and undilated; or why it is none."""
-    node = region.anchor
-    if node.domain or node.op_type != "ConvTranspose":
-        return "the anchor is not ConvTranspose"
-    x, weight, attrs = node.inputs[0], node.inputs[1], region.attrs(node)
-    if x is None or weight is None or not region.is_constant(weight) or region.position(x) is None:
-        return "weights are computed at run time"
-    shape, dtype = static_shape(weight), weight.dtype
-    if shape is None or len(shape) != 4 or 0 in shape:
-        return "not a 2-D convolution"
-    if dtype not in FLOATS or x.dtype != dtype:
-        return "not floating point"
+    given = read_operands(region, "ConvTranspose", 2)
+    if isinstance(given, str):
+        return given
+    attrs, shape = region.attrs(region.anchor), given.shape
     if attrs.get("auto_pad", "NOTSET") != "NOTSET" or attrs.get("output_shape"):
         return "pads depend on the input size"
     pads, extra = attrs.get("pads") or [0] * 4, attrs.get("output_padding") or [0, 0]
     if attrs.get("group", 1) != 1 or max(attrs.get("dilations") or [1, 1]) > 1 or min(pads) < 0:
         return "groups, dilations or negative pads"
-    strides = attrs.get("strides") or [1, 1]
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
-    if bias is not None and not region.is_constant(bias):
-        return "bias computed at run time"
-    tile = read_tile(region, 1, bias)
+    tile = read_tile(region, 1, given.bias)
     if isinstance(tile, str):
         return tile
-    geometry = TransposedGeometry(shape[0], shape[1], (shape[2], shape[3]), tuple(strides), tuple(pads), tuple(extra))
-    size = static_shape(node.outputs[0])
-    element = Element(dtype, region.tf32)
-    return Transposed(geometry, weight, element, tile, None if size is None else tuple(size), region.position(x) or 0)
+    strides = tuple(attrs.get("strides") or [1, 1])
+    geometry = TransposedGeometry(shape[0], shape[1], (shape[2], shape[3]), strides, tuple(pads), tuple(extra))
+    size = static_shape(region.anchor.outputs[0])
+    return Transposed(geometry, given, tile, None if size is None else tuple(size))
 
 
 class TransposedConv:
@@ -84,26 +70,24 @@ class TransposedConv:
         g, size = made.geometry, made.size
         rows = None if size is None else size[0] * size[2] * size[3]
         found = product_candidates(
-            rows, g.outputs, g.depth, self._device.num_sms, 2 * MAX_CANDIDATES, splits=False, element=made.element
+            rows, g.outputs, g.depth, self._device.num_sms, 2 * MAX_CANDIDATES, splits=False, element=made.given.element
         )
         fits: list[Config] = [asdict(c) for c in found if g.channels % c.bk == 0]
         return fits[:MAX_CANDIDATES] or f"{g.channels} channels are no multiple of a step"
 
     def sources(self, region: RegionView, config: Config) -> list[KernelSource]:
-        made = _matched(region)
-        return [
-            transposed_source(region, made.tile, made.geometry, made.element, GemmConfig(**config), self._device.arch)
-        ]
+        made, arch = _matched(region), self._device.arch
+        return [transposed_source(region, made.tile, made.geometry, made.given.element, GemmConfig(**config), arch)]
 
     def bind(self, region: RegionView, config: Config) -> Kernel:
         made, c = _matched(region), GemmConfig(**config)
         g, operands = made.geometry, TileOperands(region, made.tile)
         kernel = self._device.kernel(self.sources(region, config)[0])
-        weight = stored(g.weights(region.constant(made.weight)), made.element)
+        weight = stored(g.weights(region.constant(made.given.weight)), made.given.element)
         dtype, fallback = STORAGE[made.tile.output.dtype], DeviceReference().bind(region, {}).run  # type: ignore[index]
 
         def run(*args: Any) -> Any:
-            x: T = args[made.first]
+            x: T = args[made.given.first]
             images, channels, height, width = x.shape
             p, q = g.output_size(height, width)
             rows, columns = g.phase_size(p, q)

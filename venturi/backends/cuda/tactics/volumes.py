@@ -9,10 +9,10 @@ import onnx_ir as ir
 import torch
 
 from venturi.backends.base import Config, Kernel, RegionView
-from venturi.backends.cuda.codegen.element import FLOATS, Element
 from venturi.backends.cuda.codegen.tile import TileBody, read_tile
 from venturi.backends.cuda.lib.cudnn import ConvPlan, ConvProblem
 from venturi.backends.cuda.tactics.cudnn import MAX_PLANS, steps_of
+from venturi.backends.cuda.tactics.operands import read_operands
 from venturi.backends.cuda.tactics.products import TileOperands
 from venturi.backends.cuda.tactics.reference import DeviceReference
 from venturi.ir.build import static_shape
@@ -34,30 +34,22 @@ class Volumes:
 def read_volumes(region: RegionView) -> Volumes | str:
     """Of floating point and fixed shapes, with constant weights [outputs, channels / groups, D, H, W]; or why it is
     none."""
-    node = region.anchor
-    if node.domain or node.op_type != "Conv":
-        return "the anchor is not Conv"
-    x, weight, attrs = node.inputs[0], node.inputs[1], region.attrs(node)
-    if x is None or weight is None or not region.is_constant(weight) or region.position(x) is None:
-        return "weights are computed at run time"
-    image, shape, output = static_shape(x), static_shape(weight), static_shape(node.outputs[0])
-    if shape is None or len(shape) != 5:
-        return "not a 3-D convolution"
-    if image is None or output is None or 0 in (*image, *shape, *output):
+    given = read_operands(region, "Conv", 3)
+    if isinstance(given, str):
+        return given
+    image, shape, output = static_shape(given.image), given.shape, static_shape(region.anchor.outputs[0])
+    if image is None or output is None or 0 in (*image, *output):
         return "cuDNN plans need fixed shapes"
-    dtype = weight.dtype
-    if dtype not in FLOATS or x.dtype != dtype or region.outputs[0].dtype != dtype:
-        return "not floating point, or another output type"
-    groups, unit = attrs.get("group", 1), Element(dtype, region.tf32).aligned
+    if region.outputs[0].dtype != given.element.dtype:
+        return "another output type"
+    attrs, unit = region.attrs(region.anchor), given.element.aligned
+    groups = attrs.get("group", 1)
     if any(n % unit for n in (image[1], shape[0], image[1] // groups)):
         return f"{image[1]} to {shape[0]} channels in {groups} groups: multiples of {unit} are needed"
     pads = attrs.get("pads") or [0] * 6
     if attrs.get("auto_pad", "NOTSET") != "NOTSET" or pads[:3] != pads[3:] or min(pads) < 0:
         return "pads differ from side to side"
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
-    if bias is not None and not region.is_constant(bias):
-        return "bias computed at run time"
-    tile = read_tile(region, 1, bias)
+    tile = read_tile(region, 1, given.bias)
     if isinstance(tile, str):
         return tile
     steps = steps_of(region, tile)
@@ -65,10 +57,10 @@ def read_volumes(region: RegionView) -> Volumes | str:
         return steps
     strides, dilations = attrs.get("strides") or [1, 1, 1], attrs.get("dilations") or [1, 1, 1]
     problem = ConvProblem(
-        tuple(image), tuple(shape), tuple(output), tuple(pads[:3]), tuple(strides), tuple(dilations), STORAGE[dtype],
-        steps, region.tf32,
+        tuple(image), shape, tuple(output), tuple(pads[:3]), tuple(strides), tuple(dilations),
+        STORAGE[given.element.dtype], steps, region.tf32,
     )  # fmt: skip
-    return Volumes(problem, weight, tile, region.position(x) or 0)
+    return Volumes(problem, given.weight, tile, given.first)
 
 
 class CudnnVolumes:
