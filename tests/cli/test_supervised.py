@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,26 @@ def test_which_commands_are_watched_over(args: list[str], wanted: bool, monkeypa
     monkeypatch.delenv("VENTURI_SUPERVISED")
     monkeypatch.setattr(supervised, "_DRIVER", Path("/nothing/there"))
     assert not supervised.is_wanted(args)
+
+
+def test_a_command_that_is_killed_takes_its_process_along(tmp_path: Path) -> None:
+    sleeper, record = tmp_path / "sleeper.py", tmp_path / "pid"
+    sleeper.write_text("import os, sys, time\nopen(sys.argv[1], 'w').write(str(os.getpid()))\ntime.sleep(300)\n")
+    code = "import sys; from venturi.cli import supervised; supervised.run(sys.argv[2:], (sys.executable, sys.argv[1]))"
+    parent = subprocess.Popen([sys.executable, "-c", code, str(sleeper), str(record)])
+    assert _until(lambda: record.exists() and record.read_text() != "")
+    child = Path("/proc") / record.read_text()
+    assert child.exists()
+    parent.kill()
+    parent.wait()
+    assert _until(lambda: not child.exists() or "Z" in (child / "stat").read_text().split(")")[1])
+
+
+def _until(true: Callable[[], bool], seconds: float = 60.0) -> bool:
+    end = time.monotonic() + seconds
+    while not true() and time.monotonic() < end:
+        time.sleep(0.05)
+    return true()
 
 
 HANGING = """

@@ -3,6 +3,7 @@ the work goes on in the next one, which passes over it."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from venturi.core.knobs import SUPERVISED
 
 COMMANDS = ("build", "tune")
 MOST_STARTS, MOST_CRASHES = 20, 3
+_PDEATHSIG = 1
 _DRIVER = Path("/dev/nvidiactl")
 _CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT)
 
@@ -35,7 +37,7 @@ def run(args: Sequence[str], command: Sequence[str] = (sys.executable, "-m", "ve
     environment = os.environ | {SUPERVISED.name: "1"}
     crashes = 0
     for _ in range(MOST_STARTS):
-        status = _finished(subprocess.Popen([*command, *args], env=environment))
+        status = _finished(subprocess.Popen([*command, *args], env=environment, preexec_fn=_die_with_parent))
         crashed = -status in _CRASHES
         crashes += crashed
         if status != LostDeviceError.status and (not crashed or crashes > MOST_CRASHES):
@@ -45,10 +47,17 @@ def run(args: Sequence[str], command: Sequence[str] = (sys.executable, "-m", "ve
     return 1
 
 
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGTERM)
+
+
 def _finished(child: subprocess.Popen[bytes]) -> int:
-    """Its exit status. An interrupt reaches the child as well, which ends in its own way."""
+    """Its exit status. An interrupt reaches the child as well, which ends in its own way; a second one kills it."""
+    interrupts = 0
     while True:
         try:
             return child.wait()
         except KeyboardInterrupt:
-            continue
+            interrupts += 1
+            if interrupts > 1:
+                child.kill()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+
 import pytest
 import torch
 
@@ -35,6 +38,34 @@ def test_switches_of_the_process_are_put_back(tf32):
     with pytest.raises(KeyError):
         fail()
     assert seen == [(tf32, tf32)]
+    assert switches() == before
+
+
+def test_overlapping_calls_round_only_if_all_may_and_the_last_puts_the_switches_back():
+    before, rounded, exactly = switches(), ExitStack(), ExitStack()
+    rounded.enter_context(products_of_fp32(tf32=True))
+    assert switches() == (True, True)
+    exactly.enter_context(products_of_fp32(tf32=False))
+    assert switches() == (False, False)
+    exactly.close()
+    assert switches() == (True, True)
+    exactly.enter_context(products_of_fp32(tf32=False))
+    rounded.close()
+    assert switches() == (False, False)
+    exactly.close()
+    assert switches() == before
+
+
+def test_many_threads_leave_the_switches_as_they_were():
+    before = switches()
+
+    def calls(tf32):
+        for _ in range(300):
+            with products_of_fp32(tf32=tf32):
+                assert tf32 or switches() == (False, False)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(calls, [True, False, True, False]))
     assert switches() == before
 
 
