@@ -16,6 +16,7 @@ import venturi as vt
 from tests.engine.models import mlp, x_of
 from venturi.backends.cpu.native.openmp import max_threads, team_of
 from venturi.core import fingerprint
+from venturi.frontends.onnx_import import import_onnx
 from venturi.runtime.streams import Threads, shares
 
 
@@ -136,6 +137,31 @@ def test_a_pinned_thread_does_not_share_its_cores_out_again(monkeypatch: pytest.
         future.result(timeout=30)
     found = {context._threads for context in engine._of_streams.values()}  # type: ignore[attr-defined]
     assert found == {4}
+    engine.close()
+
+
+def test_streams_that_end_share_no_context_with_those_that_begin() -> None:
+    """A context serves one thread at a time, and the last requests of a closed engine may still run."""
+    engine, seen = vt.build(mlp(), opt_level=0, streams=2), []
+    for _ in range(2):
+        for future in [engine.submit({"x": x_of(1, 8)}) for _ in range(8)]:
+            future.result(timeout=30)
+        seen.append(list(engine._of_streams.values()))
+        engine.close()
+    assert all(seen)
+    assert not any(a is b for a in seen[0] for b in seen[1])
+
+
+def test_streams_serve_the_new_weights_after_a_refit() -> None:
+    net = vt.Network()
+    net.output("y", net.input("x", (1, 8)) @ np.eye(8, dtype=np.float32))
+    (name,) = import_onnx(net.to_model()).graph.initializers
+    engine, x = vt.build(net, device="cpu", opt_level=0, refit=True, streams=2), x_of(1, 8)
+    for _ in range(4):
+        np.testing.assert_array_equal(engine(x), x)
+    engine.refit({name: 2 * np.eye(8, dtype=np.float32)})
+    for _ in range(4):
+        np.testing.assert_array_equal(engine(x), 2 * x)
     engine.close()
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,18 +122,19 @@ class Engine:
         with self._lock:
             if self._worker is None:
                 streams = self._threads.streams
+                contexts = self._of_streams = {}  # a worker that is being closed goes on with its own
                 self._worker = (
-                    Worker(self._run_in_stream, self.batching, streams, lambda number: pin(number, streams))
+                    Worker(partial(self._run_in_stream, contexts), self.batching, streams, lambda n: pin(n, streams))
                     if streams
                     else Worker(lambda _, inputs: self.run(inputs), self.batching)
                 )
             return self._worker
 
-    def _run_in_stream(self, number: int, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def _run_in_stream(self, contexts: dict[int, RunContext], number: int, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """On the stream's own thread."""
-        context = self._of_streams.get(number)
+        context = contexts.get(number)
         if context is None:
-            context = self._of_streams[number] = self._new_context()
+            context = contexts[number] = self._new_context()
         outputs = self._execute([inputs[n] for n in self._names], context)
         return dict(zip((name for name, _ in self._output_types), outputs))
 
@@ -310,7 +312,8 @@ class Engine:
         set_weights(source, given)
         built = rebuild(source, self.plan, self._config, self._built.target)
         self._source, self._built = source, built
-        self._idle, self._of_streams = deque(), {}
+        self._idle = deque()
+        self._of_streams.clear()
 
 
 class EngineContext:
