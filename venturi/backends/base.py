@@ -371,7 +371,7 @@ def _spacing(x: T) -> T:
     """How far numbers of a type of one byte are apart where those of `x` are: a rounding may fall to either side."""
     about = torch.finfo(x.dtype)
     size = x.float().nan_to_num().abs().clamp(min=about.tiny)
-    return torch.ldexp(torch.tensor(about.eps / 2, device=x.device), torch.frexp(size).exponent)
+    return torch.ldexp(torch.full_like(size, about.eps / 2), torch.frexp(size).exponent)
 
 
 class Arguments:
