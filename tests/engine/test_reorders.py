@@ -62,10 +62,9 @@ def test_a_reshape_of_channels_last_is_one():
 
 
 def test_a_build_looks_at_what_it_chose():
-    engine = vt.build(convolutions(), opt_level=1)
-    first = engine.plan.reorders[0]
-    assert first.source == "input 'x'"
-    assert (first.step, first.tactic) == (engine.plan.steps[0].name, engine.plan.steps[0].tactic)
+    """Whatever that is: the tuner may find kernels that read row-major images."""
+    built = compile_model(import_model(convolutions()), vt.BuildConfig(opt_level=1))
+    assert built.plan.reorders == find_reorders(built.executable, [torch.randn(1, 3, 8, 8)], ["x"])
 
 
 @pytest.mark.parametrize("tactic", ["onednn-conv", "aten-conv-nhwc"])
@@ -79,7 +78,11 @@ def test_copies_inside_library_convolutions_are_seen(tactic):
 
 
 def test_in_a_file_and_in_the_table(tmp_path):
-    engine = vt.build(convolutions(), opt_level=1)
+    config = vt.BuildConfig(opt_level=0)
+    built = compile_model(import_model(convolutions()), config)
+    left = found_in(convolutions(), (1, 3, 8, 8))
+    assert len(left) == 1
+    engine = vt.Engine(replace(built, plan=replace(built.plan, reorders=left)), config)
     assert Plan.from_json(engine.plan.to_json()).reorders == engine.plan.reorders
     older = engine.plan.to_json()
     del older["reorders"]

@@ -100,7 +100,7 @@ def test_engines_take_images_in_any_order(precision: str) -> None:
     x = net.input("x", (2, 3, 19, 23))
     y = net.relu(net.conv(x, rng.standard_normal((16, 3, 3, 3)).astype(np.float32)))
     net.output("y", net.conv(y, rng.standard_normal((8, 16, 3, 3)).astype(np.float32)))
-    engine = vt.build(net, opt_level=1, precision=precision)
+    engine = vt.build(net, opt_level=0, precision=precision)
     image = torch.randn(2, 3, 19, 23)
     wanted = engine(image).clone()
     for _ in range(3):
