@@ -16,10 +16,13 @@ from venturi.kernels.triton_kernels import (
     decode,
     decode_fp8,
     decode_rotated,
+    grouped_linear,
     norms,
+    penalties,
     prefill,
     quantize,
     rotary,
+    routing,
     sampling,
     small_linear,
     step_start,
@@ -75,6 +78,8 @@ def cases(pdl: bool):
         "q": b,
         "k_cache": b,
         "v_cache": b,
+        "k_scales": f,
+        "v_scales": f,
         "out": b,
         "tables": i,
         "table_rows": i,
@@ -108,6 +113,7 @@ def cases(pdl: bool):
             "TAIL": tail,
             "DV": dv,
             "KIND": tl.bfloat16,
+            "SCALED": False,
             "PDL": pdl,
         }
         group_rows = max(16, min(group, 16))
@@ -131,8 +137,26 @@ def cases(pdl: bool):
                 num_stages=2 if tail else 3,
             ),
         )
+    eight = shared | {
+        "heads": 32, "kv_heads": 8, "k_dim": 128, "v_dim": 128, "D": 128, "DV": 128, "TAIL": 0, "N": 64, "SCALED": True,
+    }  # fmt: skip
+    int8 = attention_types | {"k_cache": "*i8", "v_cache": "*i8"}
+    yield (
+        "decode int8",
+        case(decode.decode_kernel, int8, eight | {"SPLITS": 16, "GROUP": 4, "M": 16}, num_warps=4, num_stages=3),
+    )
+    yield "prefill int8", case(prefill.prefill_kernel, int8, eight | {"M": 128}, num_warps=4, num_stages=2)
+    yield (
+        "write int8",
+        case(
+            rotary.write_int8_kernel,
+            {"k": b, "v": b, "k_cache": "*i8", "v_cache": "*i8", "k_scales": f, "v_scales": f, "slots": l},
+            {"DIM": 128, "COLUMNS": 128, "HEADS": 8, "PDL": pdl},
+            num_warps=1,
+        ),
+    )
     rotated_types = attention_types | {"k": b, "v": b, "angles": f, "positions": l, "slots": l}
-    rotated = {k: v for k, v in shared.items() if k != "TAIL"} | {
+    rotated = {k: v for k, v in shared.items() if k not in ("TAIL", "SCALED")} | {
         "k_dim": 128, "v_dim": 128, "D": 128, "DV": 128, "pairs": 64, "INTERLEAVED": False, "SPLITS": 16,
         "GROUP": 4, "M": 16, "N": 64, "heads": 32, "kv_heads": 8,
     }  # fmt: skip
@@ -243,6 +267,51 @@ def cases(pdl: bool):
             num_warps=4,
             num_stages=4,
         ),
+    )
+    yield (
+        "penalties",
+        case(
+            penalties.penalize_kernel,
+            {"logits": f, "counts": i, "rows": l, "slots": l, "repetition": f, "presence": f, "frequency": f},
+            {"FLAG": 1 << 24, "BLOCK": 4096},
+            num_warps=8,
+        ),
+    )
+    yield from expert_cases(pdl)
+
+
+def expert_cases(pdl: bool):
+    b, f, i = "*bf16", "*fp32", "*i32"
+    types = {"logits": b, "correction": f, "weights": f, "experts": i, "scale": "fp32"}
+    grouped = {
+        "KIND": "grouped-sigmoid", "RENORMALIZE": True, "TOP_K": 8, "TOP_GROUPS": 4, "G": 8, "EACH": 32, "K_BLOCK": 8,
+        "PDL": pdl,
+    }  # fmt: skip
+    yield "route in groups", case(routing.route_kernel, types | {"logits": f}, grouped, num_warps=1)
+    flat = grouped | {"KIND": "softmax", "TOP_GROUPS": 0, "G": 1, "EACH": 128}
+    yield "route", case(routing.route_kernel, types, flat, num_warps=1)
+    numbers = {"experts": i, "order": i, "table": i}
+    yield (
+        "group",
+        case(routing.group_kernel, numbers, {"ROWS": 16, "BINS": 256, "BLOCK": 256, "PDL": pdl}, num_warps=4),
+    )
+    for pairs, kind, dtype in [(8, "silu", b), (8, "", b), (4096, "silu", b), (65536, "clamped", b), (65536, "", f)]:
+        tile = grouped_linear.GroupedConfig.of(pairs, 128, 4 if dtype == f else 2)
+        pointers = {"x": dtype, "w": dtype, "bias": dtype, "out": dtype, "alpha": "fp32", "limit": "fp32"}
+        constants = {
+            "KIND": kind, "BIAS": kind == "clamped", "M": tile.m, "BLOCK_N": tile.n, "BLOCK_K": tile.k, "EVEN_K": True,
+            "PDL": pdl,
+        }  # fmt: skip
+        yield (
+            f"experts {pairs} {kind or 'down'} {dtype}",
+            case(
+                grouped_linear.grouped_linear_kernel, pointers | {"order": i, "table": i}, constants,
+                num_warps=tile.warps, num_stages=tile.stages,
+            ),
+        )  # fmt: skip
+    yield (
+        "combine",
+        case(grouped_linear.combine_kernel, {"parts": b, "weights": f, "out": b}, {"K": 8, "BLOCK": 1024, "PDL": pdl}),
     )
 
 

@@ -23,5 +23,5 @@ def test_kernels_compile(arch: int) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     shared = {m[1]: int(m[2]) for m in re.finditer(r"^(.+): shared (\d+)$", done.stdout, re.MULTILINE)}
-    assert len(shared) >= {80: 12, 90: 22, 100: 17}[arch]
+    assert len(shared) >= {80: 25, 90: 35, 100: 30}[arch]
     assert all(count <= SHARED_BYTES[arch] for count in shared.values()), shared

@@ -12,9 +12,11 @@ from venturi.kernels import rotary as rotary_reference
 from venturi.kernels.activations import gated as gated_reference
 from venturi.kernels.attention import AttentionBatch, AttentionKind
 from venturi.kernels.norms import rms_norm as rms_norm_reference
+from venturi.kernels.penalties import IN_PROMPT
+from venturi.kernels.penalties import penalize as penalize_reference
 from venturi.kernels.quantize import quantize_rows
 from venturi.kernels.sampling import sample as sample_reference
-from venturi.kernels.triton_kernels import activations, argmax, norms, quantize, rotary, sampling, step_start
+from venturi.kernels.triton_kernels import activations, argmax, norms, penalties, quantize, rotary, sampling, step_start
 from venturi.kernels.triton_kernels.attention_parts import TileConfig
 from venturi.kernels.triton_kernels.decode import decode
 from venturi.kernels.triton_kernels.decode_rotated import decode_rotated
@@ -305,3 +307,19 @@ def test_gated_in_fp8(kind: str, rows: int, size: int) -> None:
     packed, scales = activations.gated_fp8(x, "silu" if kind == "silu" else "gelu_tanh")
     torch.testing.assert_close(scales, wanted.abs().amax(-1) / 448, rtol=1e-5, atol=1e-12)
     torch.testing.assert_close(packed.float() * scales[:, None], wanted, rtol=2**-4, atol=float(scales.max()) * 2**-9)
+
+
+def test_penalties() -> None:
+    vocab = 5000
+    logits, counts = torch.randn(4, vocab), torch.zeros(6, vocab, dtype=torch.int32)
+    counts[:, torch.randperm(vocab)[:2000]] = torch.randint(0, 5, (6, 2000), dtype=torch.int32)
+    counts[:, torch.randperm(vocab)[:1000]] += IN_PROMPT
+    logits[0, :9] = float("-inf")
+    rows, slots = torch.tensor([3, 0, 1]), torch.tensor([0, 5, 2])
+    amounts = torch.tensor([[1.3, 1.0, 0.7], [0.5, 0.0, -0.2], [0.1, 0.3, 0.0]])
+    ours, theirs = logits.clone(), logits.clone()
+    penalties.penalize(ours, counts, rows, slots, *amounts)
+    penalize_reference(theirs, counts, rows, slots, *amounts)
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+    assert torch.equal(ours[2], logits[2])
+    assert not torch.equal(ours[0], logits[0])

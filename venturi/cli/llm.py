@@ -24,6 +24,7 @@ Model = Annotated[str, typer.Argument(help="A Hugging Face model folder.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Dtype = Annotated[str, typer.Option(help="auto, fp32, fp16 or bf16.")]
 Quant = Annotated[str | None, typer.Option(help="fp8: weights in e4m3.")]
+KvDtype = Annotated[str, typer.Option(help="Of the KV cache: auto, fp32, fp16, bf16, fp8 or int8.")]
 Dummy = Annotated[bool, typer.Option("--dummy", help="Random weights: needs only config.json.")]
 MaxTokens = Annotated[int, typer.Option(help="Tokens of an answer.")]
 Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
@@ -51,11 +52,12 @@ def run(
     device: Device = "auto",
     dtype: Dtype = "auto",
     quant: Quant = None,
+    kv_dtype: KvDtype = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Continue prompts; one prompt streams as it is generated."""
     params = _params(max_tokens, temperature, top_p, top_k, seed, stop or [], _guide(regex, json_schema))
-    with _load(model, device, dtype, quant, dummy=False, max_seq_len=None) as llm:
+    with _load(model, device, dtype, quant, kv_dtype, dummy=False, max_seq_len=None) as llm:
         if as_json:
             outputs = llm.generate(list(prompt), params)
             assert isinstance(outputs, list), "a list of prompts gives a list of outputs"
@@ -82,11 +84,12 @@ def chat(
     device: Device = "auto",
     dtype: Dtype = "auto",
     quant: Quant = None,
+    kv_dtype: KvDtype = "auto",
 ) -> None:
     """Talk to a model that has a chat template. An empty line or Ctrl-D ends, Ctrl-C stops an answer."""
     params = _params(max_tokens, temperature, top_p, top_k, seed, [], None)
     messages = [{"role": "system", "content": system}] if system else []
-    with _load(model, device, dtype, quant, dummy=False, max_seq_len=None) as llm:
+    with _load(model, device, dtype, quant, kv_dtype, dummy=False, max_seq_len=None) as llm:
         while text := _ask():
             messages.append({"role": "user", "content": text})
             messages.append({"role": "assistant", "content": _stream(llm, messages, params)})
@@ -98,11 +101,12 @@ def explain(
     device: Device = "auto",
     dtype: Dtype = "auto",
     quant: Quant = None,
+    kv_dtype: KvDtype = "auto",
     dummy: Dummy = False,
     max_seq_len: Annotated[int | None, typer.Option(help="Longest text; default: the model's context.")] = None,
 ) -> None:
     """Which code computes what on this device, and the memory plan."""
-    with _load(model, device, dtype, quant, dummy=dummy, max_seq_len=max_seq_len) as llm:
+    with _load(model, device, dtype, quant, kv_dtype, dummy=dummy, max_seq_len=max_seq_len) as llm:
         console.print(llm.explain(), highlight=False)
 
 
@@ -143,13 +147,14 @@ def throughput(
     device: Device = "auto",
     dtype: Dtype = "auto",
     quant: Quant = None,
+    kv_dtype: KvDtype = "auto",
     dummy: Dummy = False,
     as_json: AsJson = False,
 ) -> None:
     """Random prompts, all at once: tokens per second, and latencies of requests."""
     from venturi.llm.workloads import measure, workload
 
-    with _load(model, device, dtype, quant, dummy=dummy, max_seq_len=None) as llm:
+    with _load(model, device, dtype, quant, kv_dtype, dummy=dummy, max_seq_len=None) as llm:
         _report(measure(llm, workload(lengths, isl, osl, requests, shared_prefix, llm.loaded.max_seq_len)), as_json)
 
 
@@ -162,13 +167,14 @@ def latency(
     device: Device = "auto",
     dtype: Dtype = "auto",
     quant: Quant = None,
+    kv_dtype: KvDtype = "auto",
     dummy: Dummy = False,
     as_json: AsJson = False,
 ) -> None:
     """A fixed batch of random prompts: time to the first token, and between tokens."""
     from venturi.llm.workloads import measure, workload
 
-    with _load(model, device, dtype, quant, dummy=dummy, max_seq_len=None) as llm:
+    with _load(model, device, dtype, quant, kv_dtype, dummy=dummy, max_seq_len=None) as llm:
         measure(llm, workload("fixed", isl, min(osl, 8), batch, 0, llm.loaded.max_seq_len))
         _report(measure(llm, workload("fixed", isl, osl, batch, 0, llm.loaded.max_seq_len)), as_json)
 
@@ -184,23 +190,28 @@ def serve(
     device: Device = "auto",
     dtype: Dtype = "auto",
     quant: Quant = None,
+    kv_dtype: KvDtype = "auto",
     dummy: Dummy = False,
     as_json: AsJson = False,
 ) -> None:
     """Requests arriving at random times, in process: latencies under load."""
     from venturi.llm.workloads import measure, workload
 
-    with _load(model, device, dtype, quant, dummy=dummy, max_seq_len=None) as llm:
+    with _load(model, device, dtype, quant, kv_dtype, dummy=dummy, max_seq_len=None) as llm:
         _report(measure(llm, workload(lengths, isl, osl, requests, 0, llm.loaded.max_seq_len), rate=rate), as_json)
 
 
-def _load(model: str, device: str, dtype: str, quant: str | None, *, dummy: bool, max_seq_len: int | None) -> LLM:
+def _load(
+    model: str, device: str, dtype: str, quant: str | None, kv_dtype: str, *, dummy: bool, max_seq_len: int | None
+) -> LLM:
     from venturi.llm.api import LLM
+    from venturi.llm.config import KvCacheConfig
 
     with errors.status(f"loading {model}", spinner="dots") as status:
         return LLM(
             model, device=device, dtype=dtype, quant=quant, load_format="dummy" if dummy else "auto",
-            max_seq_len=max_seq_len, progress=lambda done, total: status.update(f"loading shard {done}/{total}"),
+            max_seq_len=max_seq_len, kv_cache=KvCacheConfig.model_validate({"dtype": kv_dtype}),
+            progress=lambda done, total: status.update(f"loading shard {done}/{total}"),
         )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from venturi.kernels.rotary import rotate_and_write
+from venturi.kernels.rotary import CacheScales, rotate_and_write
 
 
 @dataclass
@@ -69,8 +69,9 @@ class AttentionKind:
 
 
 def paged_attention(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, kind: AttentionKind, sinks: Tensor | None = None
-) -> Tensor:
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, kind: AttentionKind,
+    sinks: Tensor | None = None, scales: CacheScales | None = None,
+) -> Tensor:  # fmt: skip
     """Causal softmax(q k^T) v of each token over its sequence's cache, which already holds the new tokens.
 
     The last slot of the cache is read in place of keys that a query must not see: it has to hold finite numbers.
@@ -78,6 +79,7 @@ def paged_attention(
     Args:
         q: [tokens, heads, k_dim]. k_cache: [blocks, block_tokens, kv_heads, k_dim], v_cache: [..., v_dim]; query head h
             reads kv head h * kv_heads // heads. sinks: [heads], a logit that is in the softmax and adds nothing.
+            scales: of int8 caches.
 
     Returns:
         [tokens, heads, v_dim], q's dtype.
@@ -85,12 +87,13 @@ def paged_attention(
     if q.is_cuda:
         from venturi.kernels.triton_kernels.attention import paged_attention as on_device
 
-        return on_device(q, k_cache, v_cache, batch, kind, sinks)
+        return on_device(q, k_cache, v_cache, batch, kind, sinks, scales)
+    caches = Caches(k_cache, v_cache, scales)
     if batch.max_query == 1:
-        return _decode(q, k_cache, v_cache, batch, kind, sinks)
+        return _decode(q, caches, batch, kind, sinks)
     starts, lengths = batch.host
     parts = [
-        _one_sequence(q[a:b], k_cache, v_cache, batch.block_tables[row], length, kind, sinks)
+        _one_sequence(q[a:b], caches, batch.block_tables[row], length, kind, sinks)
         for row, a, b, length in zip(batch.table_rows.tolist(), starts, starts[1:], lengths)
     ]
     return torch.cat(parts)
@@ -98,24 +101,43 @@ def paged_attention(
 
 def rotated_attention(
     q: Tensor, k: Tensor, v: Tensor, angles: Tensor | None, interleaved: bool, k_cache: Tensor, v_cache: Tensor,
-    batch: AttentionBatch, kind: AttentionKind, sinks: Tensor | None = None,
+    batch: AttentionBatch, kind: AttentionKind, sinks: Tensor | None = None, scales: CacheScales | None = None,
 ) -> Tensor:  # fmt: skip
     """`rotate_and_write` of a step's tokens, then `paged_attention`. On CUDA q may be rotated in place."""
     if q.is_cuda:
         from venturi.kernels.triton_kernels.attention import rotated_attention as on_device
 
-        return on_device(q, k, v, angles, interleaved, k_cache, v_cache, batch, kind, sinks)
-    if batch.generated is not None:
+        return on_device(q, k, v, angles, interleaved, k_cache, v_cache, batch, kind, sinks, scales)
+    if batch.generated is not None and scales is None:
         out = batch.generated(q, k, v, angles, interleaved, k_cache, v_cache, batch, kind, sinks)
         if out is not None:
             return out
-    q = rotate_and_write(q, k, v, angles, batch.positions, k_cache, v_cache, batch.slots, interleaved)
-    return paged_attention(q, k_cache, v_cache, batch, kind, sinks)
+    q = rotate_and_write(q, k, v, angles, batch.positions, k_cache, v_cache, batch.slots, interleaved, scales)
+    return paged_attention(q, k_cache, v_cache, batch, kind, sinks, scales)
 
 
-def _decode(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, kind: AttentionKind, sinks: Tensor | None
-) -> Tensor:
+@dataclass(frozen=True)
+class Caches:
+    """The parts of a layer's cache, read together."""
+
+    k: Tensor
+    v: Tensor
+    scales: CacheScales | None
+
+    def read(self, index: Tensor, dtype: torch.dtype, *, blocks: bool) -> tuple[Tensor, Tensor]:
+        """Keys and values of slots, or of whole `blocks`, in their order."""
+        found = []
+        for place, cache in enumerate((self.k, self.v)):
+            rows = (cache if blocks else cache.flatten(0, 1))[index]
+            if self.scales is not None:
+                scale = self.scales[place]
+                rows = rows * (scale if blocks else scale.flatten(0, 1))[index][..., None]
+            found.append((rows.flatten(0, 1) if blocks else rows).to(dtype))
+        return found[0], found[1]
+
+
+def _decode(q: Tensor, caches: Caches, batch: AttentionBatch, kind: AttentionKind, sinks: Tensor | None) -> Tensor:
+    k_cache = caches.k
     size, rows = k_cache.shape[1], len(q)
     tables = batch.block_tables[batch.table_rows.long(), : -(-batch.max_keys // size)].long()
     lengths = batch.seq_lens[:, None]
@@ -126,7 +148,7 @@ def _decode(
         seen &= place >= lengths - kind.window
     spare = k_cache.shape[0] * size - 1
     slots = torch.where(seen, slots, spare)
-    keys, values = (cache.flatten(0, 1)[slots].to(q.dtype) for cache in (k_cache, v_cache))
+    keys, values = caches.read(slots, q.dtype, blocks=False)
     heads, kv_heads = q.shape[1], keys.shape[2]
     grouped = q.view(rows, kv_heads, heads // kv_heads, -1)
     out = _softmax_product(grouped, keys.transpose(1, 2), values.transpose(1, 2), seen[:, None, None], kind, sinks)
@@ -134,14 +156,11 @@ def _decode(
 
 
 def _one_sequence(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, table: Tensor, length: int, kind: AttentionKind, sinks: Tensor | None
+    q: Tensor, caches: Caches, table: Tensor, length: int, kind: AttentionKind, sinks: Tensor | None
 ) -> Tensor:
     tokens, heads, _ = q.shape
-    blocks = table[: -(-length // k_cache.shape[1])].long()
-    keys, values = (
-        k_cache[blocks].flatten(0, 1)[:length].to(q.dtype),
-        v_cache[blocks].flatten(0, 1)[:length].to(q.dtype),
-    )
+    blocks = table[: -(-length // caches.k.shape[1])].long()
+    keys, values = (x[:length] for x in caches.read(blocks, q.dtype, blocks=True))
     place, own = torch.arange(length), torch.arange(length - tokens, length)[:, None]
     seen = place <= own
     if kind.window is not None:

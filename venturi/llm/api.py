@@ -21,7 +21,7 @@ from venturi.llm.config import CudaGraphConfig, KvCacheConfig, SchedulerConfig
 from venturi.llm.explain import explain
 from venturi.llm.invariant import check_device, make_invariant
 from venturi.llm.kv.cache import KvCache
-from venturi.llm.kv.pool import CACHE_DTYPES, KvPool
+from venturi.llm.kv.pool import CACHE_DTYPES, KvPool, check_dtype
 from venturi.llm.loader import outline_model
 from venturi.llm.loop import EngineLoop, EngineThread
 from venturi.llm.memory import MemoryPlan, plan_memory, weight_bytes
@@ -80,6 +80,7 @@ class LLM:
         outline = self._outline()
         cache_dtype = CACHE_DTYPES.get(self.kv_config.dtype, outline.dtype)
         spec = outline.model.spec
+        check_dtype(spec, cache_dtype)
         self.memory_plan: MemoryPlan = plan_memory(
             spec, weight_bytes(outline, self.device), outline.dtype, cache_dtype, self.kv_config,
             self.scheduler_config, outline.max_seq_len, self.device,

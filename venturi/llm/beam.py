@@ -73,7 +73,8 @@ class BeamSearch:
         for seq in sequences:
             top = self._results[seq.index].top or {}
             for token, entry in top.items():
-                found.append((seq.cumulative_logprob + entry.logprob, seq, token, {token: entry}))
+                if entry.logprob > float("-inf"):
+                    found.append((seq.cumulative_logprob + entry.logprob, seq, token, {token: entry}))
         found.sort(key=lambda candidate: (-candidate[0], candidate[1].index, candidate[2]))
         return found[: 2 * self.width]
 

@@ -18,7 +18,7 @@ class KvCacheConfig(Settings):
         max_tokens: size of the cache in tokens; None: as many as fit.
         free_gpu_memory_fraction: share of the device memory left after weights and buffers, when max_tokens is None.
         host_cache_size: bytes of host memory for sequences that are swapped out; 0: they are recomputed.
-        dtype: "auto" is the model's dtype; "fp8" stores e4m3.
+        dtype: "auto" is the model's dtype; "fp8" stores e4m3; "int8" stores codes and a scale for each head of a token.
         tokens_per_block: a power of two.
     """
 
@@ -27,7 +27,7 @@ class KvCacheConfig(Settings):
     max_tokens: int | None = Field(default=None, gt=0)
     free_gpu_memory_fraction: float = Field(default=0.9, gt=0, le=1)
     host_cache_size: int = Field(default=0, ge=0)
-    dtype: Literal["auto", "fp32", "fp16", "bf16", "fp8"] = "auto"
+    dtype: Literal["auto", "fp32", "fp16", "bf16", "fp8", "int8"] = "auto"
     tokens_per_block: int = 32
 
     @field_validator("tokens_per_block")

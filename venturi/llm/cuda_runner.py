@@ -18,6 +18,7 @@ from venturi.kernels.triton_kernels.prefill import prefill_config, tiles
 from venturi.llm import long_chunks
 from venturi.llm.config import CudaGraphConfig
 from venturi.llm.decode_graphs import DecodeGraphs, Replayed
+from venturi.llm.history import TokenHistory
 from venturi.llm.kv.pool import KvPool
 from venturi.llm.models.decoder import Decoder
 from venturi.llm.request import Sequence
@@ -66,10 +67,11 @@ class CudaRunner:
         self.tables[max_slots] = pool.num_blocks
         self.last_tokens = torch.zeros(max_slots + 1, dtype=torch.int64, device=self.device)
         self._staging = Staging(self.device)
+        self._history = TokenHistory(max_slots, self.device)
         self._lazy = graphs.lazy
         self._stream = torch.cuda.Stream(self.device)
         self._tile = prefill_config(max(layer.attention.cache_k_dim for layer in model.spec.layers)).queries
-        self.long_refusal = long_chunks.refusal(model.spec, model.embed_tokens.weight.dtype, self.device)
+        self.long_refusal = long_chunks.refusal(model.spec, model.embed_tokens.weight.dtype, pool.dtype, self.device)
         self._graphs = DecodeGraphs(model, pool, self.tables, self.last_tokens, graphs, max_slots, max_seq_len, shipped)
 
     @property
@@ -108,10 +110,10 @@ class CudaRunner:
             self._upload_tables()
             if plan.decode_only and len(seqs) == len(plan.chunks) and self._graphs.covers(len(seqs)):
                 replayed = self._graphs.run(inputs)
-                drawing = draw(replayed.logits, seqs, plan.draw_positions, replayed.tokens)
+                drawing = draw(replayed.logits, seqs, plan.draw_positions, self._history, replayed.tokens)
             else:
                 logits = self._compute(inputs, plan, answer)
-                drawing = draw(logits, seqs, plan.draw_positions) if seqs else None
+                drawing = draw(logits, seqs, plan.draw_positions, self._history) if seqs else None
         if replayed is not None and drawing is not None and drawing.tokens is replayed.tokens:
             tokens = replayed.on_host
         else:

@@ -23,9 +23,9 @@ from venturi.kernels.triton_kernels.step_start import step_start
 from venturi.llm.config import CudaGraphConfig
 from venturi.llm.fused_decode import MAX_ROWS, FusedDecode, refusal
 from venturi.llm.kv.pool import KvPool
+from venturi.llm.layers.feed_forward import Experts
 from venturi.llm.linear_tuner import LinearTuner
 from venturi.llm.models.decoder import Decoder
-from venturi.llm.models.spec import MoeSpec
 from venturi.llm.step_inputs import StepInputs
 from venturi.llm.step_ring import StepRing
 
@@ -64,8 +64,8 @@ class DecodeGraphs:
         self._spare_slot, self._max_seq_len = max_slots, max_seq_len
         self._sizes = [n for n in config.sizes() if n <= max_slots] if config.enabled else []
         self._off = "CUDA graphs are off"
-        if any(isinstance(layer.mlp, MoeSpec) for layer in model.spec.layers):
-            self._sizes, self._off = [], "experts are picked on the host, which a graph cannot"
+        if any(isinstance(m, Experts) and not m.gate.on_device for m in model.modules()):
+            self._sizes, self._off = [], "experts of this activation are picked on the host, which a graph cannot"
         self._padding = config.enable_padding
         self._captured: dict[int, Captured] = {}
         self._memory: Any = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from venturi.llm.layers.feed_forward import Experts
 from venturi.llm.layers.linear import Linear
 from venturi.llm.long_chunks import MIN_QUERIES
 from venturi.llm.models.spec import MoeSpec
@@ -35,7 +36,9 @@ def explain(llm: LLM) -> str:
     if llm.deterministic:
         lines.append("  deterministic    a token's bits do not depend on what else is in its step")
     if experts:
-        lines.append(f"  experts          {experts} layers, expert by expert")
+        grouped = cuda and all(m.gate.on_device for m in llm.loaded.model.modules() if isinstance(m, Experts))
+        how = "Triton routing, grouped products" if grouped else "expert by expert"
+        lines.append(f"  experts          {experts} layers, {how}")
     graphs = getattr(llm.runner, "describe_graphs", None)
     lines.append(f"  decode steps     {graphs() if graphs else 'launched one by one'}")
     return "\n".join([*lines, str(llm.memory_plan)])

@@ -15,12 +15,14 @@ MIN_QUERIES = 512
 MAX_KEYS = 1 << 16
 
 
-def refusal(spec: DecoderSpec, dtype: torch.dtype, device: torch.device) -> str | None:
+def refusal(spec: DecoderSpec, dtype: torch.dtype, cache: torch.dtype, device: torch.device) -> str | None:
     """Why no chunk of this model goes to cuDNN, a reason of the first layer that has one; None when long ones do."""
     if torch.cuda.get_device_capability(device)[0] < 9:
         return "before sm_90 our own kernel is as fast"
     if dtype not in (torch.float16, torch.bfloat16):
         return f"the model computes in {str(dtype).removeprefix('torch.')}"
+    if cache == torch.int8:
+        return "the cache is int8"
     for layer in spec.layers:
         a = layer.attention
         kind = AttentionKind(a.scale, a.window, a.softcap)

@@ -62,7 +62,8 @@ def weight_bytes(outline: Outline, device: torch.device) -> int:
 
 
 def workspace_bytes(spec: DecoderSpec, scheduler: SchedulerConfig, dtype: torch.dtype) -> int:
-    """An upper bound of the activations alive at once in the largest step, and of the logits of its samples."""
+    """An upper bound of the activations alive at once in the largest step, of the logits of its samples, and of the
+    counts of tokens that penalties need."""
     widest = 0
     for layer in spec.layers:
         attention, mlp = layer.attention, layer.mlp
@@ -72,7 +73,8 @@ def workspace_bytes(spec: DecoderSpec, scheduler: SchedulerConfig, dtype: torch.
         widest = max(widest, heads, 3 * inner)
     step = scheduler.max_num_tokens * (4 * spec.hidden + widest) * dtype.itemsize
     logits = scheduler.max_batch_size * spec.vocab_size * 4 * 3
-    return step + logits
+    counts = scheduler.max_batch_size * spec.vocab_size * 4
+    return step + logits + counts
 
 
 def gathered_bytes(spec: DecoderSpec, dtype: torch.dtype, max_seq_len: int) -> int:

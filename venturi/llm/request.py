@@ -101,7 +101,7 @@ class Request:
         self.needs_history = self.params.needs_history
         self.width = self.params.width
         params = self.params
-        edits = params.logit_bias or params.bad_token_ids or params.min_tokens
+        edits = params.penalizes or params.logit_bias or params.bad_token_ids or params.min_tokens
         self.edits_logits = bool(self.needs_history or edits)
         self.wants_logprobs = params.logprobs is not None or params.use_beam_search or self.width > params.n
         self.plainly_greedy = params.temperature == 0 and not self.edits_logits and not self.wants_logprobs

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from venturi.kernels.attention import AttentionBatch
 from venturi.llm.cpu_code import generated_attention
+from venturi.llm.history import TokenHistory
 from venturi.llm.kv.pool import KvPool
 from venturi.llm.models.decoder import Decoder
 from venturi.llm.request import TokenLogprobs
@@ -33,6 +34,7 @@ class TorchRunner:
     ) -> None:
         self.model, self.pool, self._invariant = model, pool, invariant
         self._attention = generated_attention(always=invariant)
+        self._history = TokenHistory(max_slots, pool.device)
         self._builder = InputBuilder(max_slots, -(-max_seq_len // pool.block_tokens) + 1, pool.block_tokens)
 
     def prepare(self) -> None:
@@ -57,7 +59,7 @@ class TorchRunner:
             rows = 1 if self._invariant else len(logits)
             for at in range(0, len(logits), rows):
                 seqs, positions = plan.draw_seqs[at : at + rows], plan.draw_positions[at : at + rows]
-                drawing = draw(logits[at : at + rows], seqs, positions)
+                drawing = draw(logits[at : at + rows], seqs, positions, self._history)
                 tokens = drawing.tokens.tolist()
                 answer.tokens += tokens
                 answer.details |= {at + i: d for i, d in drawing.details(seqs, tokens).items()}

@@ -124,15 +124,13 @@ class SamplingParams(Settings):
         return self.logits_processor if isinstance(self.logits_processor, list) else [self.logits_processor]
 
     @property
+    def penalizes(self) -> bool:
+        """Logits depend on how often the sequence has a token, which is counted on the device."""
+        return bool(self.repetition_penalty != 1 or self.presence_penalty or self.frequency_penalty)
+
+    @property
     def needs_history(self) -> bool:
         """The next token's logits depend on the tokens so far: they must be known on the host first."""
         return bool(
-            self.repetition_penalty != 1
-            or self.presence_penalty
-            or self.frequency_penalty
-            or self.no_repeat_ngram_size
-            or self.bad
-            or self.processors
-            or self.guided_decoding
-            or self.use_beam_search
+            self.no_repeat_ngram_size or self.bad or self.processors or self.guided_decoding or self.use_beam_search
         )

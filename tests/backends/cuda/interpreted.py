@@ -2,7 +2,7 @@
 
 Must be imported before Triton anywhere in the process: TRITON_INTERPRET is read when kernels are decorated. The
 patches fix Triton 3.6's interpreter under numpy >= 2.4 (loop bounds), its bf16 dot (treats bits as integers) and its
-rounding to bf16 and fp8 (truncates; loses carries).
+rounding to bf16 and fp8 (truncates; loses carries; keeps the bits of integers).
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ _cast = interpreter.InterpreterBuilder.cast_impl
 
 
 def _rounding_cast(self, source, kind):
+    if source.dtype.scalar.is_int() and kind.scalar == tl.bfloat16:
+        source = interpreter.TensorHandle(source.data.astype(np.float32), tl.float32)
     if source.dtype.scalar == tl.float32 and kind.scalar == tl.bfloat16:
         bits = np.ascontiguousarray(source.data).view(np.uint32)
         rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)

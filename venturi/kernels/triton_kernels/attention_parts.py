@@ -39,11 +39,16 @@ def scaled_scores(scores, scale, softcap, SOFTCAP: tl.constexpr):
 
 
 @triton.jit
-def score_tile(q, q_tail, k, k_tail, scale, softcap, SOFTCAP: tl.constexpr, TAIL: tl.constexpr):
-    """Scores in units of log2, from the (main and tail) features of queries and transposed keys."""
+def score_tile(
+    q, q_tail, k, k_tail, key_scale, scale, softcap, SOFTCAP: tl.constexpr, TAIL: tl.constexpr, SCALED: tl.constexpr
+):
+    """Scores in units of log2, from the (main and tail) features of queries and transposed keys; key_scale: what a
+    key's codes are multiplied by."""
     scores = tl.dot(q, k, input_precision="ieee")
     if TAIL:
         scores = tl.dot(q_tail, k_tail, scores, input_precision="ieee")
+    if SCALED:
+        scores = scores * key_scale[None, :]
     return scaled_scores(scores, scale, softcap, SOFTCAP)
 
 
@@ -60,9 +65,11 @@ def weigh_tile(scores, seen, top, total):
 
 
 @triton.jit
-def absorb_tile(scores, values, seen, top, total, acc):
-    """Maximum, sum and weighted values after a tile of scores."""
+def absorb_tile(scores, values, value_scale, seen, top, total, acc, SCALED: tl.constexpr):
+    """Maximum, sum and weighted values after a tile of scores; value_scale: what a value's codes are multiplied by."""
     weight, fade, top, total = weigh_tile(scores, seen, top, total)
+    if SCALED:
+        weight = weight * value_scale[None, :]
     acc = tl.dot(weight.to(values.dtype), values, acc * fade[:, None], input_precision="ieee")
     return top, total, acc
 

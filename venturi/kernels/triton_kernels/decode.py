@@ -13,6 +13,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from venturi.kernels.attention import AttentionBatch, AttentionKind
+from venturi.kernels.rotary import CacheScales
 from venturi.kernels.triton_kernels import decode_fp8
 from venturi.kernels.triton_kernels.attention_parts import (
     TileConfig,
@@ -30,11 +31,11 @@ MAX_SPLITS = 32
 
 @triton.jit
 def decode_kernel(
-    q, k_cache, v_cache, out, tables, table_rows, seq_lens, sinks, partial, sums, tickets, scale, softcap,
-    q_row, q_head, k_slot, v_slot, table_row, heads: tl.constexpr, kv_heads: tl.constexpr, k_dim: tl.constexpr,
+    q, k_cache, v_cache, k_scales, v_scales, out, tables, table_rows, seq_lens, sinks, partial, sums, tickets, scale,
+    softcap, q_row, q_head, k_slot, v_slot, table_row, heads: tl.constexpr, kv_heads: tl.constexpr, k_dim: tl.constexpr,
     v_dim: tl.constexpr, SIZE: tl.constexpr, SPLITS: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
     SINKS: tl.constexpr, GROUP: tl.constexpr, M: tl.constexpr, N: tl.constexpr, D: tl.constexpr, TAIL: tl.constexpr,
-    DV: tl.constexpr, KIND: tl.constexpr, PDL: tl.constexpr,
+    DV: tl.constexpr, KIND: tl.constexpr, SCALED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Program (sequence, M query heads of a kv head, split): a run of keys; then the last one to finish reduces.
 
@@ -79,16 +80,20 @@ def decode_kernel(
             seen = seen & (place >= length - WINDOW)
         block = tl.load(table + place // SIZE, mask=place < end, other=0).to(tl.int64)
         slot = block * SIZE + place % SIZE
+        key_scale, value_scale = seen, seen
+        if SCALED:
+            key_scale = tl.load(k_scales + slot * kv_heads + kv_head, mask=seen, other=0.0)
+            value_scale = tl.load(v_scales + slot * kv_heads + kv_head, mask=seen, other=0.0)
         k_base = k_cache + slot[None, :] * k_slot + kv_head * k_dim
         keys = tl.load(k_base + column[:, None], mask=seen[None, :] & (column[:, None] < k_dim), other=0.0).to(KIND)
         k_tail = keys
         if TAIL > 0:
             tail = D + tl.arange(0, TAIL)
             k_tail = tl.load(k_base + tail[:, None], mask=seen[None, :] & (tail[:, None] < k_dim), other=0.0).to(KIND)
-        scores = score_tile(q_main, q_tail, keys, k_tail, scale, softcap, SOFTCAP, TAIL)
+        scores = score_tile(q_main, q_tail, keys, k_tail, key_scale, scale, softcap, SOFTCAP, TAIL, SCALED)
         v_base = v_cache + slot[:, None] * v_slot + kv_head * v_dim
         values = tl.load(v_base + feature[None, :], mask=seen[:, None] & (feature[None, :] < v_dim), other=0.0).to(KIND)
-        top, total, acc = absorb_tile(scores, values, seen, top, total, acc)
+        top, total, acc = absorb_tile(scores, values, value_scale, seen, top, total, acc, SCALED)
     own_ticket = tickets + sequence * (kv_heads * parts) + tl.program_id(1)
     finish_heads(acc, top, total, out, partial, sums, sinks, own_ticket, split, active, sequence * heads + head, head,
                  row_in, v_dim, SPLITS, SINKS, M, DV)  # fmt: skip
@@ -111,7 +116,7 @@ def num_splits(rows: int, kv_heads: int, max_keys: int, device: torch.device, ke
 
 def decode(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, kind: AttentionKind, sinks: Tensor | None,
-    splits: int, config: TileConfig | None = None, out: Tensor | None = None,
+    splits: int, config: TileConfig | None = None, out: Tensor | None = None, scales: CacheScales | None = None,
 ) -> Tensor:  # fmt: skip
     """One query token for each of the first len(q) sequences, into `out` if given.
 
@@ -137,13 +142,13 @@ def decode(
         config = decode_config(rows, kv_heads, q.device) if wide <= 128 else TileConfig(keys=32, stages=2)
     m = max(16, min(triton.next_power_of_2(group), 64 if wide <= 128 else 16))
     decode_kernel[(rows, kv_heads * triton.cdiv(group, m), splits)](
-        q, k_cache, v_cache, out, batch.block_tables, batch.table_rows, batch.seq_lens,
+        q, k_cache, v_cache, *(scales or (q, q)), out, batch.block_tables, batch.table_rows, batch.seq_lens,
         q if sinks is None else sinks, partial, sums,
         batch.workspace.get("tickets", out), kind.scale, kind.softcap or 1.0, q.stride(0), q.stride(1),
         k_cache.stride(1), v_cache.stride(1), batch.block_tables.stride(0), heads=heads, kv_heads=kv_heads,
         k_dim=k_dim, v_dim=v_dim, SIZE=k_cache.shape[1], SPLITS=splits, WINDOW=kind.window or 0,
         SOFTCAP=kind.softcap is not None, SINKS=sinks is not None, GROUP=group,
         M=m, N=config.keys, D=wide, TAIL=tail, DV=triton.next_power_of_2(v_dim), KIND=product_kind(q, k_cache),
-        num_warps=config.warps, num_stages=config.stages, **options(q),
+        SCALED=scales is not None, num_warps=config.warps, num_stages=config.stages, **options(q),
     )  # fmt: skip
     return out

@@ -114,12 +114,12 @@ def decode_rotated_kernel(
         total += 1.0
         acc += value.to(tl.float32)[None, :]
     scores = scaled_scores(tl.dot(queries, keys, input_precision="ieee"), scale, softcap, SOFTCAP)
-    top, total, acc = absorb_tile(scores, values, seen, top, total, acc)
+    top, total, acc = absorb_tile(scores, values, seen, seen, top, total, acc, False)
     for at in range(start + N, end, N):
         keys, values, seen = load_tile(k_cache, v_cache, table, at, end, oldest, kv_head, k_slot, v_slot, k_dim, v_dim,
                                        SIZE, N, D, DV, KIND)  # fmt: skip
         scores = scaled_scores(tl.dot(queries, keys, input_precision="ieee"), scale, softcap, SOFTCAP)
-        top, total, acc = absorb_tile(scores, values, seen, top, total, acc)
+        top, total, acc = absorb_tile(scores, values, seen, seen, top, total, acc, False)
     finish_heads(acc, top, total, out, partial, sums, sinks, tickets + sequence * kv_heads + kv_head, split,
                  active, sequence * heads + head, head, row_in, v_dim, SPLITS, SINKS, M, DV)  # fmt: skip
 
@@ -129,7 +129,8 @@ def fits(q: Tensor, k: Tensor, k_cache: Tensor, v_cache: Tensor, angles: Tensor 
     rows, kv_heads, width = k.shape
     few = batch.max_query == 1 and rows * kv_heads < num_sms(q.device.index or 0)
     shared = k_cache.data_ptr() == v_cache.data_ptr()
-    return few and not shared and angles is not None and max(width, v_cache.shape[3]) <= WIDEST
+    narrow = k_cache.dtype == torch.int8
+    return few and not shared and not narrow and angles is not None and max(width, v_cache.shape[3]) <= WIDEST
 
 
 def default_tile(rows: int) -> TileConfig:

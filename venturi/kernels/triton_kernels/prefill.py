@@ -12,17 +12,18 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from venturi.kernels.attention import AttentionBatch, AttentionKind
+from venturi.kernels.rotary import CacheScales
 from venturi.kernels.triton_kernels.attention_parts import TileConfig, features, narrow, product_kind, score_tile
 from venturi.kernels.triton_kernels.launch import options
 
 
 @triton.jit
 def prefill_kernel(
-    q, k_cache, v_cache, out, tables, table_rows, query_starts, seq_lens, tile_seq, tile_start, sinks, scale, softcap,
-    q_row, q_head, k_slot, v_slot, table_row, heads: tl.constexpr, kv_heads: tl.constexpr, k_dim: tl.constexpr,
-    v_dim: tl.constexpr, SIZE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SINKS: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, D: tl.constexpr, TAIL: tl.constexpr, DV: tl.constexpr, KIND: tl.constexpr,
-    PDL: tl.constexpr,
+    q, k_cache, v_cache, k_scales, v_scales, out, tables, table_rows, query_starts, seq_lens, tile_seq, tile_start,
+    sinks, scale, softcap, q_row, q_head, k_slot, v_slot, table_row, heads: tl.constexpr, kv_heads: tl.constexpr,
+    k_dim: tl.constexpr, v_dim: tl.constexpr, SIZE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
+    SINKS: tl.constexpr, M: tl.constexpr, N: tl.constexpr, D: tl.constexpr, TAIL: tl.constexpr, DV: tl.constexpr,
+    KIND: tl.constexpr, SCALED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Program (tile of M queries of one sequence, head) over all keys that the tile may see."""
     tile, head = tl.program_id(0), tl.program_id(1)
@@ -60,6 +61,10 @@ def prefill_kernel(
         block = tl.load(table + place // SIZE, mask=place < length, other=0).to(tl.int64)
         slot = block * SIZE + place % SIZE
         present = place < length
+        key_scale, value_scale = present, present
+        if SCALED:
+            key_scale = tl.load(k_scales + slot * kv_heads + kv_head, mask=present, other=0.0)
+            value_scale = tl.load(v_scales + slot * kv_heads + kv_head, mask=present, other=0.0)
         k_base = k_cache + slot[None, :] * k_slot + kv_head * k_dim
         keys = tl.load(k_base + column[:, None], mask=present[None, :] & (column[:, None] < k_dim), other=0.0).to(KIND)
         k_tail = keys
@@ -68,7 +73,7 @@ def prefill_kernel(
             k_tail = tl.load(k_base + tail[:, None], mask=present[None, :] & (tail[:, None] < k_dim), other=0.0).to(
                 KIND
             )
-        scores = score_tile(q_main, q_tail, keys, k_tail, scale, softcap, SOFTCAP, TAIL)
+        scores = score_tile(q_main, q_tail, keys, k_tail, key_scale, scale, softcap, SOFTCAP, TAIL, SCALED)
         seen = place[None, :] <= own[:, None]
         if WINDOW > 0:
             seen = seen & (place[None, :] > own[:, None] - WINDOW)
@@ -78,6 +83,8 @@ def prefill_kernel(
         weight = tl.exp2(scores - safe[:, None])
         fade = tl.exp2(top - safe)
         total = total * fade + tl.sum(weight, 1)
+        if SCALED:
+            weight = weight * value_scale[None, :]
         v_base = v_cache + slot[:, None] * v_slot + kv_head * v_dim
         values = tl.load(v_base + feature[None, :], mask=present[:, None] & (feature[None, :] < v_dim), other=0.0).to(
             KIND
@@ -104,6 +111,7 @@ def prefill(
     kind: AttentionKind,
     sinks: Tensor | None,
     config: TileConfig | None = None,
+    scales: CacheScales | None = None,
 ) -> Tensor:
     """Any number of query tokens a sequence."""
     tokens, heads, k_dim = q.shape
@@ -115,13 +123,13 @@ def prefill(
     if not len(tile_seq):
         return out
     prefill_kernel[(len(tile_seq), heads)](
-        q, k_cache, v_cache, out, batch.block_tables, batch.table_rows, batch.query_starts, batch.seq_lens,
-        tile_seq, tile_start,
+        q, k_cache, v_cache, *(scales or (q, q)), out, batch.block_tables, batch.table_rows, batch.query_starts,
+        batch.seq_lens, tile_seq, tile_start,
         q if sinks is None else sinks, kind.scale, kind.softcap or 1.0, q.stride(0), q.stride(1), k_cache.stride(1),
         v_cache.stride(1), batch.block_tables.stride(0), heads=heads, kv_heads=kv_heads, k_dim=k_dim, v_dim=v_dim,
         SIZE=k_cache.shape[1], WINDOW=kind.window or 0, SOFTCAP=kind.softcap is not None, SINKS=sinks is not None,
         M=config.queries, N=config.keys, D=wide, TAIL=tail, DV=triton.next_power_of_2(v_dim),
-        KIND=product_kind(q, k_cache),
+        KIND=product_kind(q, k_cache), SCALED=scales is not None,
         num_warps=config.warps, num_stages=config.stages, **options(q),
     )  # fmt: skip
     return out

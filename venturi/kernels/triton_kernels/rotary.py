@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from venturi.kernels.rotary import CacheScales
 from venturi.kernels.triton_kernels.launch import options
 
 
@@ -106,9 +108,12 @@ def rotate_and_write_kernel(
 
 def rotate_and_write(
     q: Tensor, k: Tensor, v: Tensor, angles: Tensor | None, positions: Tensor, k_cache: Tensor, v_cache: Tensor,
-    slots: Tensor, interleaved: bool,
+    slots: Tensor, interleaved: bool, scales: CacheScales | None = None,
 ) -> Tensor:  # fmt: skip
-    """See `venturi.kernels.rotary.rotate_and_write`. q is rotated in place; features of a head are contiguous."""
+    """See `venturi.kernels.rotary.rotate_and_write`. q is rotated in place; features of a head are contiguous. Into an
+    int8 cache in two launches."""
+    if scales is not None:
+        return _quantized(q, k, v, angles, positions, k_cache, v_cache, slots, interleaved, scales)
     tokens, num_q = q.shape[:2]
     num_kv, k_dim, v_dim = k.shape[1], k.shape[2], v.shape[2]
     pairs = 0 if angles is None else angles.shape[1] // 2
@@ -125,4 +130,55 @@ def rotate_and_write(
         INTERLEAVED=interleaved, WRITE_V=v_cache.data_ptr() != k_cache.data_ptr(), num_warps=4 if tokens > 64 else 1,
         **options(q),
     )  # fmt: skip
+    return q
+
+
+@triton.jit
+def write_int8_kernel(
+    k, v, k_cache, v_cache, k_scales, v_scales, slots, k_stride, k_head, v_stride, v_head, k_slot, v_slot, num_kv,
+    DIM: tl.constexpr, COLUMNS: tl.constexpr, HEADS: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Program (token, group of heads, keys or values): codes, and the scale of each head."""
+    token, head = tl.program_id(0).to(tl.int64), tl.program_id(1) * HEADS + tl.arange(0, HEADS)
+    column = tl.arange(0, COLUMNS)[None, :]
+    inside = (head < num_kv)[:, None] & (column < DIM)
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    slot = tl.load(slots + token)
+    if tl.program_id(2) == 0:
+        x = tl.load(k + token * k_stride + head[:, None] * k_head + column, mask=inside, other=0.0)
+        to, scales = k_cache + slot * k_slot, k_scales
+    else:
+        x = tl.load(v + token * v_stride + head[:, None] * v_head + column, mask=inside, other=0.0)
+        to, scales = v_cache + slot * v_slot, v_scales
+    x = x.to(tl.float32)
+    scale = tl.max(tl.abs(x), 1) / 127.0
+    spoiled = tl.max((x != x).to(tl.int32), 1) > 0
+    codes = x / tl.maximum(scale, 1e-30)[:, None]
+    codes = tl.where(
+        (tl.abs(codes) <= 128.0) & (spoiled[:, None] == 0), tl.minimum(tl.maximum(codes, -127.0), 127.0), 0.0
+    )
+    nearest = (codes + 12582912.0).to(tl.int32, bitcast=True) - 0x4B400000
+    tl.store(to + head[:, None] * DIM + column, nearest.to(tl.int8), mask=inside)
+    tl.store(scales + slot * num_kv + head, tl.where(spoiled, float("nan"), scale), mask=head < num_kv)
+
+
+def _quantized(
+    q: Tensor, k: Tensor, v: Tensor, angles: Tensor | None, positions: Tensor, k_cache: Tensor, v_cache: Tensor,
+    slots: Tensor, interleaved: bool, scales: CacheScales,
+) -> Tensor:  # fmt: skip
+    tokens, num_kv, dim = k.shape
+    if angles is not None:
+        turned = torch.empty(1, tokens, num_kv, dim, dtype=k.dtype, device=k.device)
+        places = torch.arange(tokens, device=k.device)
+        q = rotate_and_write(q, k, v, angles, positions, turned, turned, places, interleaved)
+        k = turned[0]
+    heads = min(8, triton.next_power_of_2(num_kv))
+    if tokens:
+        write_int8_kernel[(tokens, triton.cdiv(num_kv, heads), 2)](
+            k, v, k_cache, v_cache, *scales, slots, k.stride(0), k.stride(1), v.stride(0), v.stride(1),
+            k_cache.stride(1), v_cache.stride(1), num_kv, DIM=dim, COLUMNS=triton.next_power_of_2(dim), HEADS=heads,
+            num_warps=1, **options(k),
+        )  # fmt: skip
     return q

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from venturi.core.errors import RequestError
 from venturi.llm.kv.cache import Moves
 from venturi.llm.layers.attention import LayerCache
 from venturi.llm.models.spec import AttentionSpec, DecoderSpec
@@ -13,16 +14,29 @@ CACHE_DTYPES = {
     "fp16": torch.float16,
     "bf16": torch.bfloat16,
     "fp8": torch.float8_e4m3fn,
+    "int8": torch.int8,
 }
+SCALE_BYTES = 4
 
 
 def block_bytes(spec: DecoderSpec, block_tokens: int, dtype: torch.dtype) -> int:
-    """Bytes of one block over all layers."""
+    """Bytes of one block over all layers, scales of int8 included."""
+    scales = 2 * SCALE_BYTES if dtype == torch.int8 else 0
     per_token = sum(
-        layer.attention.cache_heads * (layer.attention.cache_k_dim + layer.attention.cache_v_dim)
+        layer.attention.cache_heads
+        * ((layer.attention.cache_k_dim + layer.attention.cache_v_dim) * dtype.itemsize + scales)
         for layer in spec.layers
     )
-    return per_token * block_tokens * dtype.itemsize
+    return per_token * block_tokens
+
+
+def check_dtype(spec: DecoderSpec, dtype: torch.dtype) -> None:
+    """Raises RequestError where the model's cache cannot be of this type."""
+    if dtype == torch.int8 and any(layer.attention.mla for layer in spec.layers):
+        raise RequestError(
+            'kv_cache dtype="int8": the latents of this model\'s attention (MLA) are keys and values at once, and'
+            ' their rotated part needs another scale; use dtype="fp8" or "auto"'
+        )
 
 
 class KvPool:
@@ -60,7 +74,7 @@ class KvPool:
             from_, to = read.k.device, write.k.device
             reads = torch.tensor([a for a, _ in pairs], device=from_)
             writes = torch.tensor([b for _, b in pairs], device=to)
-            for a, b in ((read.k, write.k), (read.v, write.v)):
+            for a, b in zip((read.k, read.v, *(read.scales or ())), (write.k, write.v, *(write.scales or ()))):
                 if b.data_ptr() == write.k.data_ptr() and b is not write.k:
                     continue
                 as_bytes, into = a.view(torch.uint8), b.view(torch.uint8)
@@ -73,8 +87,11 @@ def _layer(
     def empty(dim: int) -> torch.Tensor:
         return torch.zeros(blocks, tokens, spec.cache_heads, dim, dtype=dtype, device=device, pin_memory=pinned)
 
+    def scale() -> torch.Tensor:
+        return torch.zeros(blocks, tokens, spec.cache_heads, dtype=torch.float32, device=device, pin_memory=pinned)
+
     k = empty(spec.cache_k_dim)
     if spec.cache_v_dim:
-        return LayerCache(k, empty(spec.cache_v_dim))
+        return LayerCache(k, empty(spec.cache_v_dim), (scale(), scale()) if dtype == torch.int8 else None)
     assert spec.mla is not None, "only MLA keeps its values in the keys"
     return LayerCache(k, k[..., : spec.mla.kv_rank])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from venturi.kernels.attention import AttentionBatch, AttentionKind, paged_attention, rotated_attention
 from venturi.kernels.quantize import ScaledRows
-from venturi.kernels.rotary import rotate, rotate_and_write
+from venturi.kernels.rotary import CacheScales, rotate, rotate_and_write
 from venturi.llm.layers.linear import Linear
 from venturi.llm.layers.norm import RmsNorm
 from venturi.llm.models.spec import AttentionSpec, DecoderSpec
@@ -17,10 +17,12 @@ from venturi.llm.models.spec import AttentionSpec, DecoderSpec
 
 @dataclass(frozen=True)
 class LayerCache:
-    """One layer's cache: k [blocks, block_tokens, kv_heads, k_dim], v likewise; MLA's v is a view into k."""
+    """One layer's cache: k [blocks, block_tokens, kv_heads, k_dim], v likewise; MLA's v is a view into k. int8 codes
+    have scales."""
 
     k: Tensor
     v: Tensor
+    scales: CacheScales | None = None
 
 
 class Attention(nn.Module):
@@ -57,7 +59,9 @@ class Attention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q)[0], self.k_norm(k)[0]
         interleaved = spec.rotary is not None and spec.rotary.interleaved
-        return rotated_attention(q, k, v, angles, interleaved, cache.k, cache.v, batch, self.kind, self.sinks)
+        return rotated_attention(
+            q, k, v, angles, interleaved, cache.k, cache.v, batch, self.kind, self.sinks, cache.scales
+        )
 
 
 class LatentAttention(nn.Module):

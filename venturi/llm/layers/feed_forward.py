@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from venturi.kernels.activations import ACTIVATIONS, clamped_swiglu, gated, gated_fp8
-from venturi.kernels.moe import experts_forward, grouped_top_k, softmax_top_k, top_k_softmax
+from venturi.kernels.activations import ACTIVATIONS, gated, gated_fp8
+from venturi.kernels.moe import ExpertWeights, Gate, Routing, experts_forward, route
 from venturi.kernels.quantize import ScaledRows
 from venturi.llm.layers.linear import Linear
 from venturi.llm.models.spec import MlpSpec, MoeSpec
@@ -61,7 +61,7 @@ class Experts(nn.Module):
 
     def __init__(self, hidden: int, spec: MoeSpec) -> None:
         super().__init__()
-        self.spec = spec
+        self.spec, self.gate = spec, Gate(spec.activation, spec.clamped_swiglu)
         count, n = spec.num_experts, spec.intermediate
         self.gate_up = nn.Parameter(torch.empty(count, 2 * n, hidden), requires_grad=False)
         self.down = nn.Parameter(torch.empty(count, hidden, n), requires_grad=False)
@@ -70,15 +70,8 @@ class Experts(nn.Module):
         self.down_bias = nn.Parameter(torch.empty(count, hidden), requires_grad=False) if biased else None
 
     def forward(self, x: Tensor, weights: Tensor, experts: Tensor) -> Tensor:
-        return experts_forward(x, weights, experts, self.spec.num_experts, self._one)
-
-    def _one(self, x: Tensor, index: int) -> Tensor:
-        gate_up = F.linear(x, self.gate_up[index], None if self.gate_up_bias is None else self.gate_up_bias[index])
-        if self.spec.clamped_swiglu is not None:
-            inner = clamped_swiglu(gate_up, *self.spec.clamped_swiglu)
-        else:
-            inner = gated(gate_up, self.spec.activation)
-        return F.linear(inner, self.down[index], None if self.down_bias is None else self.down_bias[index])
+        own = ExpertWeights(self.gate_up, self.down, self.gate_up_bias, self.down_bias)
+        return experts_forward(x, weights, experts, own, self.gate)
 
 
 class MixtureOfExperts(nn.Module):
@@ -91,32 +84,14 @@ class MixtureOfExperts(nn.Module):
         self.experts = Experts(hidden, spec)
         self.shared_experts = GatedMlp(hidden, spec.shared) if spec.shared else None
         sigmoid = spec.routing == "grouped-sigmoid"
+        self.routing = Routing(spec.routing, spec.top_k, spec.renormalize, spec.groups, spec.top_groups, spec.scaling)
         self.correction = nn.Parameter(torch.empty(spec.num_experts), requires_grad=False) if sigmoid else None
 
     def forward(self, x: Tensor) -> Tensor:
-        weights, experts = self._route(x)
-        out = self.experts(x, weights * self.spec.scaling, experts)
+        in_fp32 = self.routing.kind.startswith("grouped")
+        logits = F.linear(x.float(), self.gate.weight.float()) if in_fp32 else self.gate(x)
+        out = self.experts(x, *route(logits, self.correction, self.routing))
         return out if self.shared_experts is None else out + self.shared_experts(x)
-
-    def _route(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        spec = self.spec
-        if not spec.routing.startswith("grouped"):
-            logits = self.gate(x)
-            if spec.routing == "topk-softmax":
-                return top_k_softmax(logits, spec.top_k)
-            return softmax_top_k(logits, spec.top_k, spec.renormalize)
-        logits = F.linear(x.float(), self.gate.weight.float())
-        if self.correction is None:
-            scores = choice = logits.softmax(-1)
-        else:
-            scores = logits.sigmoid()
-            choice = scores + self.correction.float()
-        weights, experts = grouped_top_k(
-            scores, choice, spec.top_k, spec.groups, spec.top_groups, two_best=self.correction is not None
-        )
-        if spec.renormalize:
-            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
-        return weights, experts
 
 
 def make_feed_forward(hidden: int, spec: MlpSpec | MoeSpec) -> nn.Module:
