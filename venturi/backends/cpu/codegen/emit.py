@@ -163,10 +163,10 @@ class Emitter:
         store = self.intrinsic(name, ir.VoidType(), [kind, PTR, I32, ir.VectorType(I1, lanes)])
         self.b.call(store, [value, place.address, I32(size), self.mask(count, lanes)])
 
-    def prefetch(self, place: Place) -> None:
-        """Ask for the cache line at `place`, which need not be memory of this process."""
+    def prefetch(self, place: Place, *, write: bool = False) -> None:
+        """Ask for the cache line at `place`, to `write` it if so; it need not be memory of this process."""
         ask = self.intrinsic("llvm.prefetch.p0", ir.VoidType(), [PTR, I32, I32, I32])
-        self.b.call(ask, [place.address, I32(0), I32(3), I32(1)])
+        self.b.call(ask, [place.address, I32(int(write)), I32(3), I32(1)])
 
     def rotate(self, value: Val, step: int) -> Val:
         """Lane i takes lane i + `step`, around the end."""

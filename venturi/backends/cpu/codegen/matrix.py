@@ -4,8 +4,9 @@ A step takes 64 bytes of K: 32 bf16 or 64 bytes. Pixels are numbered through all
 its neighbour rather than stick out.
 
 Where the image's rows cannot be read as they lie (kernels larger than one, strides, padding, channels that do not fill
-steps), a task first gathers its pixels' operands, [pixel][kernel row][kernel column][channel], with zeros for padding
-and for what K lacks; where integers stand for numbers, with the one that stands for zero. Weights lie as
+steps, rows that meet in one set of the cache), a task first gathers its pixels' operands,
+[pixel][kernel row][kernel column][channel], with zeros for padding and for what K lacks; where integers stand for
+numbers, with the one that stands for zero. Weights lie as
 [block of 32 channels][step][half][16 groups of K][16 channels][group].
 """
 
@@ -25,8 +26,10 @@ from venturi.backends.cpu.codegen.emit import I32, I64, Emitter, Val
 from venturi.backends.cpu.codegen.geometry import ConvGeometry
 from venturi.backends.cpu.codegen.isa import Isa
 from venturi.backends.cpu.codegen.mathlib import quantize
-from venturi.backends.cpu.codegen.units import BLOCK, HALF, ROW_BYTES, TILE_BYTES, Dots, Tiles, Unit
+from venturi.backends.cpu.codegen.units import BLOCK, HALF, ROW_BYTES, TILE_BYTES, Dots, Tiles, Unit, Wanted
 
+# Pixels so many bytes apart meet in one set of the first cache, 64 sets of 64 bytes: more of them than ways do not fit.
+WAY_BYTES, WAYS = 4096, 8
 RESIDUAL_SCALE, RESIDUAL_SHIFT, OUT_SCALE, OUT_ZERO, WITHIN_SCALE, WITHIN_ZERO, WITHIN_BACK, WITHIN_SHIFT = range(8)
 
 
@@ -74,7 +77,8 @@ class MatrixSpec:
 
     @property
     def gathers(self) -> bool:
-        return self.geometry.width != 0 or self.geometry.channels % self.step != 0
+        crowded = self.unit == "dots" and self.group > WAYS and self.taps * self.image.bytes % WAY_BYTES == 0
+        return self.geometry.width != 0 or self.geometry.channels % self.step != 0 or crowded
 
     @property
     def stride(self) -> int:
@@ -285,8 +289,20 @@ class _Matrix:
         else:
             pixels = e.at(self.x, e.mul(start, spec.taps))
         weights = e.at(self.weight, e.mul(block, spec.steps * 2 * TILE_BYTES // spec.weight.bytes))
-        self.unit.multiply(pixels, weights, self.sums, halves)
+        at = e.add(e.mul(start, self.g.out_channels), e.mul(block, BLOCK))
+        self.unit.multiply(pixels, weights, self.sums, halves, self._wanted(at))
         self._leave(start, e.mul(block, BLOCK), channels)
+
+    def _wanted(self, at: Val) -> list[Wanted]:
+        """What `_leave` will touch, unless results are moved."""
+        e, g = self.e, self.g
+        places = [(self.out, True), *([(self.residual, False)] if self.spec.post.residual else [])]
+        return [
+            Wanted(e.at(place, e.add(at, line // place.element.bytes)), g.out_channels, write)
+            for place, write in places
+            for line in range(0, BLOCK * place.element.bytes, ROW_BYTES)
+            if g.stretch is None
+        ]
 
     def _leave(self, start: Val, lane0: Val, channels: int) -> None:
         """Bring a group's sums to the output: bias, residual, activation, store."""

@@ -6,6 +6,8 @@ K. Both leave their sums in memory as [pixel][32 channels].
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from llvmlite import ir
@@ -38,9 +40,21 @@ class Shape(Protocol):
     @property
     def stride(self) -> int: ...
     @property
+    def gathers(self) -> bool: ...
+    @property
     def image(self) -> Element: ...
     @property
     def weight(self) -> Element: ...
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Cache lines that will be read or, with `write`, written once a group is multiplied: that of the first pixel, the
+    next one's `stride` elements on."""
+
+    first: Place
+    stride: int
+    write: bool
 
 
 class Unit(Protocol):
@@ -50,7 +64,7 @@ class Unit(Protocol):
     def end(self) -> None:
         """Where it ends."""
 
-    def multiply(self, pixels: Place, weights: Place, sums: Place, halves: int) -> None:
+    def multiply(self, pixels: Place, weights: Place, sums: Place, halves: int, wanted: Sequence[Wanted]) -> None:
         """The products of a group and the first `halves` times 16 channels of a block."""
 
 
@@ -71,7 +85,7 @@ class Tiles:
     def end(self) -> None:
         self.e.b.call(self._do("tilerelease"), [])
 
-    def multiply(self, pixels: Place, weights: Place, sums: Place, halves: int) -> None:
+    def multiply(self, pixels: Place, weights: Place, sums: Place, halves: int, wanted: Sequence[Wanted]) -> None:
         e, shape = self.e, self.shape
         used = [(i, j) for i in range(shape.tiles) for j in range(halves)]
         for i, j in used:
@@ -122,11 +136,15 @@ class Dots:
     def end(self) -> None:
         pass
 
-    def multiply(self, pixels: Place, weights: Place, sums: Place, halves: int) -> None:
+    def multiply(self, pixels: Place, weights: Place, sums: Place, halves: int, wanted: Sequence[Wanted]) -> None:
         e, rows = self.e, self.shape.rows * self.shape.tiles
         size = self.shape.image.bytes
 
-        def some(k: Val, acc: list[Val]) -> list[Val]:
+        pieces = self.shape.steps * (GROUPS // _TOGETHER)
+        each = -(-rows // pieces)
+        asking = -(-rows // each)
+
+        def some(k: Val, acc: list[Val], wanted: Sequence[Wanted] = ()) -> list[Val]:
             """Groups 4k to 4k + 4 of K."""
             step, part = e.divmod(k, GROUPS // _TOGETHER)
             here = e.at(pixels, e.mul(k, 4 * _TOGETHER // size))
@@ -135,6 +153,7 @@ class Dots:
             for j in range(halves):
                 for g in range(_TOGETHER):
                     e.prefetch(e.at(block, (_AHEAD + j * TILE_BYTES + g * ROW_BYTES) // size))
+            self._ask(pixels, k, each, wanted)
             for g in range(_TOGETHER):
                 columns = [
                     self._load(e.at(block, (j * TILE_BYTES + g * ROW_BYTES) // size), ROW_BYTES) for j in range(halves)
@@ -146,10 +165,27 @@ class Dots:
             return acc
 
         zeros = [ir.Constant(self.kind, None)] * (rows * halves)
-        acc = e.loop(0, self.shape.steps * (GROUPS // _TOGETHER), 1, zeros, some)
+        acc = e.loop(0, asking, 1, zeros, lambda k, acc: some(k, acc, wanted))
+        acc = e.loop(asking, pieces, 1, acc, some) if asking < pieces else acc
         for i in range(rows):
             for j in range(halves):
                 e.b.store(acc[i * halves + j], e.at(sums, i * BLOCK + j * HALF).address, align=64)
+
+    def _ask(self, pixels: Place, k: Val, each: int, wanted: Sequence[Wanted]) -> None:
+        """Spread over the groups of K, so that no burst keeps loads waiting: the next group's pixels where they come
+        straight from the image, and what is wanted after this group. ResNet-50, batch 8, Zen 4: 171 ms without, 162
+        with; wanted lines all at once: 175."""
+        e, shape = self.e, self.shape
+        rows, size = shape.rows * shape.tiles, shape.image.bytes
+        if not shape.gathers:
+            step, part = e.divmod(k, GROUPS // _TOGETHER)
+            at = e.add(e.mul(step, ROW_BYTES // size), e.mul(part, _TOGETHER * shape.stride // size))
+            for i in range(_TOGETHER):
+                e.prefetch(e.at(pixels, e.add(at, (rows + i) * shape.stride // size)))
+        for lines in wanted:
+            for i in range(each):
+                at = e.mul(e.add(e.mul(k, each), i), lines.stride)
+                e.prefetch(e.at(lines.first, at), write=lines.write)
 
     def _load(self, place: Place, align: int) -> Val:
         return self.e.b.load(place.address, typ=self.operand, align=align)
