@@ -23,6 +23,9 @@ from venturi.backends.cpu.codegen.geometry import ConvGeometry, kernel_rows, til
 from venturi.backends.cpu.codegen.isa import Isa
 
 X, WEIGHT, BIAS, RESIDUAL, OUT = range(5)
+# Numbers in a cache line, and from one to the next that meets it in its set of the first cache: pixels so far apart are
+# not asked for, the next ones would drive out those in use.
+LINE, WAY = 16, 1024
 
 
 @dataclass(frozen=True)
@@ -167,7 +170,11 @@ class _Direct:
                 acc = self._products(line, row_weights, first, count, rows, vectors, acc)
             return acc
 
-        acc = e.loop(lowest, highest, 1, acc, kernel_row)
+        if self.flat and not isinstance(x0, int):
+            line = e.at(self.x, e.mul(base, g.channels))
+            acc = self._asking(line, weights, self._out_offset(image, y, x0, lane0), vectors, acc)
+        else:
+            acc = e.loop(lowest, highest, 1, acc, kernel_row)
         lanes = e.isa.lanes
         place = e.stack(spec.rows * self.width)
         for i in range(spec.rows):
@@ -291,6 +298,40 @@ class _Direct:
             acc[i * vectors : (i + 1) * vectors] = own[n * vectors : (n + 1) * vectors]
         return acc
 
+    def _asking(self, line: Val, panel: Val, out: Val, vectors: int, acc: list[Val]) -> list[Val]:
+        """All products of a tile of a row of pixels; on the way, a few lines a step, what the tile's results touch and
+        the next tile's pixels are asked for. ResNet-50, batch 8, Zen 4: 276 ms without, 252 with."""
+        e, g, spec = self.e, self.g, self.spec
+        rows, step = spec.rows, spec.unroll if g.channels % spec.unroll == 0 else 1
+        steps = g.channels // step
+        each = -(-rows // max(1, steps))
+        asking = min(steps, -(-rows // each))
+        touched = [(self.out, True), *([(self.residual, False)] if spec.post.residual else [])]
+        pixels = -(-rows * step // LINE) if g.channels % WAY else 0
+
+        def ask_touched(k: Val) -> None:
+            for i in range(each):
+                row = e.add(e.mul(e.b.udiv(e.i64(k), e.i64(step)), each), i)
+                home = e.add(out, e.mul(row, g.out_channels))
+                for place, write in touched:
+                    for lane in range(0, vectors * e.isa.lanes, LINE):
+                        e.prefetch(e.at(place, e.add(home, lane)), write=write)
+
+        def ask_pixels(k: Val) -> None:
+            number = e.b.udiv(e.b.urem(e.i64(k), e.i64(LINE)), e.i64(step))
+            for i in range(pixels):
+                row = e.add(e.add(e.mul(number, pixels), i), rows)
+                e.prefetch(e.at(line, e.add(e.mul(row, g.channels), k)))
+
+        def some(first: bool, k: Val, acc: list[Val]) -> list[Val]:
+            if first:
+                ask_touched(k)
+            ask_pixels(k)
+            return self._step(e.at(line, k), e.at(panel, e.mul(k, self.width)), step, range(rows), vectors, acc)
+
+        acc = e.loop(0, asking * step, step, acc, partial(some, True))
+        return e.loop(asking * step, g.channels, step, acc, partial(some, False)) if asking < steps else acc
+
     def _steps(
         self, line: Val, panel: Val, start: Val, stop: Val, rows: Sequence[int], vectors: int, acc: list[Val]
     ) -> list[Val]:
@@ -300,18 +341,21 @@ class _Direct:
         step = self.spec.unroll if static or g.channels % self.spec.unroll == 0 else 1
 
         def some(k: Val, count: int, acc: list[Val]) -> list[Val]:
-            at, w = e.at(line, k), e.at(panel, e.mul(k, self.width))
-            acc = list(acc)
-            for u in range(count):
-                b = [e.load(e.at(w, u * self.width + v * e.isa.lanes)) for v in range(vectors)]
-                for n, i in enumerate(rows):
-                    a = e.splat(e.load_scalar(e.at(at, i * g.strides[1] * g.channels + u)))
-                    for v in range(vectors):
-                        acc[n * vectors + v] = e.fma(a, b[v], acc[n * vectors + v])
-            return acc
+            return self._step(e.at(line, k), e.at(panel, e.mul(k, self.width)), count, rows, vectors, acc)
 
         if not static:
             return e.loop(start, stop, step, acc, lambda k, acc: some(k, step, acc))
         whole = stop - (stop - start) % step
         acc = e.loop(start, whole, step, acc, lambda k, acc: some(k, step, acc))
         return some(whole, stop - whole, acc) if stop > whole else acc
+
+    def _step(self, at: Val, w: Val, count: int, rows: Sequence[int], vectors: int, acc: list[Val]) -> list[Val]:
+        """The products of `count` channels from `at` on with the weights from `w` on."""
+        e, g, acc = self.e, self.g, list(acc)
+        for u in range(count):
+            b = [e.load(e.at(w, u * self.width + v * e.isa.lanes)) for v in range(vectors)]
+            for n, i in enumerate(rows):
+                a = e.splat(e.load_scalar(e.at(at, i * g.strides[1] * g.channels + u)))
+                for v in range(vectors):
+                    acc[n * vectors + v] = e.fma(a, b[v], acc[n * vectors + v])
+        return acc
