@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 import venturi as vt
@@ -57,6 +58,8 @@ def test_every_standard_operator_is_a_method() -> None:
     "build, error, words",
     [
         (lambda n, x: n.matmul(x, np.ones((4, 5), np.float32)), vt.ShapeError, "MatMul refuses (x: [n, 3]"),
+        (lambda n, x: n.cast(x, np.float32), vt.ModelError, "attributes are given by name"),
+        (lambda n, x: n.cast(x, to="float31"), vt.ShapeError, "unknown dtype 'float31'"),
         (lambda n, x: x + np.ones(4, np.float32), vt.ShapeError, "Add refuses"),
         (lambda n, x: n.softmax(x, axes=1), vt.ModelError, "Did you mean 'axis'"),
         (lambda n, x: n.op("Rleu", x), vt.ModelError, "Did you mean 'Relu'"),
@@ -87,3 +90,10 @@ def test_optional_inputs_by_name() -> None:
 def test_docstring_examples_run() -> None:
     assert doctest.testmod(venturi.frontends.network).failed == 0
     assert doctest.testmod(venturi.frontends.network).attempted > 0
+
+
+@pytest.mark.parametrize("to", [np.float16, "float16", ir.DataType.FLOAT16, 10])
+def test_types_as_attributes(to) -> None:
+    net = vt.Network("cast")
+    y = net.cast(net.input("x", (2, 3)), to=to)
+    assert y.dtype == "float16"

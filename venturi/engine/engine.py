@@ -25,7 +25,7 @@ from venturi.engine.config import BuildConfig, Profile
 from venturi.engine.graph_file import pack_graph, set_weights
 from venturi.engine.inspector import Report, make_report
 from venturi.engine.pairing import rejoin
-from venturi.engine.peaks import measure_peaks
+from venturi.engine.peaks import peaks_of
 from venturi.engine.plan import Plan, TensorSpec
 from venturi.engine.target import RunContext, Target
 from venturi.ir.dtypes import dtype_from_name
@@ -246,7 +246,7 @@ class Engine:
         for _ in range(runs):
             context.run(args)
         binding = context.binding_of(args)
-        peaks = measure_peaks(self._built.target.device, self.plan.precision) if roofline else None
+        peaks = peaks_of(self.plan, self._built.model.graph, self._built.target.device) if roofline else None
         return make_report(self.plan, context.profiler.medians_us(len(self.plan.steps)), binding, peaks)
 
     @property

@@ -7,14 +7,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import onnx_ir as ir
 import torch
 
 from venturi.backends.cuda.rounding import products_of_fp32
+from venturi.engine.plan import Plan
 
 _SIZES = {"cpu": 1536, "cuda": 8192}
 _PROBE_BYTES = {"cpu": 1 << 28, "cuda": 1 << 32}
 _TRIES = 5
 _TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+_OF_IR = {
+    ir.DataType.FLOAT: torch.float32, ir.DataType.FLOAT16: torch.float16, ir.DataType.BFLOAT16: torch.bfloat16,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -29,16 +34,33 @@ class Peaks:
         return max(flops / self.flops, moved / self.bytes) * 1e6
 
 
-def measure_peaks(device: torch.device, precision: str) -> Peaks:
-    """By torch: a square product in the precision's type (fp32 without rounding for "model" and "fp32"), and a sum.
+def peaks_of(plan: Plan, graph: ir.Graph, device: torch.device) -> Peaks:
+    """What the device can do at best in the type that most of the plan is computed in."""
+    return measure_peaks(device, product_type(plan, graph), tf32=plan.precision == "tf32")
+
+
+def product_type(plan: Plan, graph: ir.Graph) -> torch.dtype:
+    """The precision's type, or with "model" the floating-point type of the inputs of whichever steps do most
+    operations. The graph's nodes are the plan's steps."""
+    if plan.precision != "model":
+        return _TYPES.get(plan.precision, torch.float32)
+    done = dict.fromkeys(_OF_IR.values(), 0.0)
+    for node, step in zip(graph, plan.steps):
+        first = node.inputs[0] if node.inputs else None
+        kind = None if first is None or first.dtype is None else _OF_IR.get(first.dtype)
+        if kind is not None:
+            done[kind] += step.flops
+    return max(done, key=lambda kind: done[kind])
+
+
+def measure_peaks(device: torch.device, dtype: torch.dtype, *, tf32: bool = False) -> Peaks:
+    """By torch: a square product of `dtype`, fp32 without rounding unless it is `tf32`, and a sum.
 
     Takes some tenths of a second and, on a GPU, 4 GiB of its memory.
     """
     n = _SIZES[device.type]
-    dtype = _TYPES.get(precision, torch.float32)
-    rounded = precision == "tf32"
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-    with products_of_fp32(tf32=rounded):
+    with products_of_fp32(tf32=tf32):
         flops = 2.0 * n**3 / _best_s(lambda: a @ b, device)
     return Peaks(flops, measure_bandwidth(device))
 

@@ -92,6 +92,9 @@ class Tensor:
         return f"Tensor({self.name}: {self.dtype}{list(self.shape) if self.shape is not None else '?'})"
 
 
+_TYPE_ATTRIBUTES = {"to", "dtype"}
+
+
 class Network:
     """A model under construction.
 
@@ -145,7 +148,10 @@ class Network:
     ) -> Any:
         """Add an operator. Returns its Tensor, or a tuple when num_outputs > 1.
 
-        Raises ModelError for unknown operators and attributes, ShapeError when the operator refuses its inputs.
+        Attributes that say a type (`to`, `dtype`) take what `input` takes, or ONNX's number of it.
+
+        Raises ModelError for unknown operators and attributes and for operands that are no values, ShapeError when the
+        operator refuses its inputs.
         """
         load_all()
         record = OPS.get((domain, op_type))
@@ -161,6 +167,8 @@ class Network:
             at = slots.index(key)
             operands += [None] * (at + 1 - len(operands))
             operands[at] = attrs.pop(key)
+        for key in _TYPE_ATTRIBUTES & attrs.keys():
+            attrs[key] = attrs[key] if isinstance(attrs[key], int) else int(_data_type(attrs[key]))
         like = next((o for o in operands if isinstance(o, Tensor)), None)
         values = [None if o is None else self._value(o, like) for o in operands]
         self._count += 1
@@ -191,6 +199,10 @@ class Network:
                 raise ModelError(f"{operand!r} belongs to another network")
             return operand.value
         array = np.asarray(operand)
+        if array.dtype == object and not all(isinstance(x, str) for x in array.flat):
+            raise ModelError(
+                f"an operand is a Tensor, an array or a number, got {operand!r}; attributes are given by name"
+            )
         if array.dtype == np.float64 and not isinstance(operand, np.ndarray):
             array = array.astype(np.float32)
         if isinstance(operand, int | float) and not isinstance(operand, bool) and like is not None and like.value.dtype:

@@ -69,8 +69,11 @@ def workspace_bytes(spec: DecoderSpec, scheduler: SchedulerConfig, dtype: torch.
         attention, mlp = layer.attention, layer.mlp
         heads = attention.num_heads * (attention.cache_k_dim + attention.head_dim)
         heads += 2 * attention.cache_heads * attention.cache_k_dim
-        inner = mlp.intermediate * (mlp.top_k if isinstance(mlp, MoeSpec) else 1)
-        widest = max(widest, heads, 3 * inner)
+        if isinstance(mlp, MoeSpec):
+            widest = max(widest, mlp.top_k * max(3 * mlp.intermediate, mlp.intermediate + spec.hidden))
+        else:
+            widest = max(widest, 3 * mlp.intermediate)
+        widest = max(widest, heads)
     step = scheduler.max_num_tokens * (4 * spec.hidden + widest) * dtype.itemsize
     logits = scheduler.max_batch_size * spec.vocab_size * 4 * 3
     counts = scheduler.max_batch_size * spec.vocab_size * 4
