@@ -158,6 +158,29 @@ def test_code_for_registers_compiles_anywhere(image: Element, name: str) -> None
     assert "(%rsp)" not in loop, "sums are spilled"
 
 
+def test_what_a_group_touches_is_asked_for_while_it_is_multiplied() -> None:
+    pytest.importorskip("llvmlite")
+
+    def code(spec: MatrixSpec) -> str:
+        module, machine = optimized(DOTS, emit_matrix(DOTS, spec))
+        return str(machine.emit_assembly(module))
+
+    def spec(channels: int, residual: bool, image: Element = BF16) -> MatrixSpec:
+        flat = ConvGeometry(9, 9, channels, 64, (1, 1), (1, 1), (0, 0, 0, 0)).flat()
+        return MatrixSpec(flat, 14, 1, True, Post("Relu", residual=residual), image, out=image, unit="dots")
+
+    weights, pixels = 8, 4
+    for channels, rows in ((64, 2), (512, 1), (1024, 1)):
+        loops = 2 if channels > 64 else 1
+        plain, added = code(spec(channels, False)), code(spec(channels, True))
+        assert plain.count("prefetchw") == added.count("prefetchw") == rows
+        assert plain.count("prefetcht0") == loops * (weights + pixels)
+        assert added.count("prefetcht0") == loops * (weights + pixels) + rows, "the residual's lines"
+    assert code(spec(2048, False)).count("prefetcht0") == 2 * weights, "gathered: they would meet in one set"
+    assert not spec(2048, False, U8).gathers
+    assert spec(4096, False, U8).gathers
+
+
 def test_tiles_waste_little() -> None:
     for pixels in range(1, 600):
         rows, tiles = tile_rows(pixels)

@@ -143,6 +143,7 @@ class Dots:
         pieces = self.shape.steps * (GROUPS // _TOGETHER)
         each = -(-rows // pieces)
         asking = -(-rows // each)
+        asking = asking if 2 * asking < pieces else pieces
 
         def some(k: Val, acc: list[Val], wanted: Sequence[Wanted] = ()) -> list[Val]:
             """Groups 4k to 4k + 4 of K."""
